@@ -1,0 +1,294 @@
+"""Speech to the audio features of the U-Net: samples come in, mel windows go to an encoder that the caller owns, and
+32x16x16 features a video frame come out; whole clips, or as far as the audio has come. Pure: no I/O, no Triton."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compositor.audio import BANDS, HOP, SAMPLE_RATE, SILENCE_MEL, MelStream, Resampler, as_samples, mel_spectrogram
+from compositor.errors import InferenceFailed, InvalidInput
+
+Edge: TypeAlias = Literal["zeros", "silence"]
+"""What a frame hears before the speech begins and after it ends.
+
+A window is outside the speech when it starts before its first or after its last sample.
+`silence`: outside windows are the embedding of digital silence, as in a live session.
+`zeros`: as in training: zero vectors, but the first one outside on either side repeats its neighbour inside. At other
+rates than 25 fps this holds within each frame's own 16 windows, which are 40 ms apart.
+"""
+Windows: TypeAlias = NDArray[np.float32]
+"""Input of the audio encoder, (n, 1, 80, 16): bands by columns."""
+Embeddings: TypeAlias = NDArray[np.float32]
+"""Output of the audio encoder, (n, 512)."""
+Features: TypeAlias = NDArray[np.float32]
+"""Audio features, (frames, 32, 16, 16): embedding j of a frame's 16 fills channels 2j and 2j + 1."""
+
+# The windows of a frame in the model family (SyncTalk_2D): 16 embeddings, 40 ms apart whatever the video's rate.
+WINDOW_COLUMNS: Final = 16
+WINDOWS_PER_SECOND: Final = 25
+FIRST_WINDOW: Final = -9
+LAST_WINDOW: Final = 6
+EMBEDDING: Final = 512
+COLUMNS_PER_SECOND: Final = SAMPLE_RATE // HOP
+MAX_FPS: Final = 60
+
+_OFFSETS: Final = range(FIRST_WINDOW, LAST_WINDOW + 1)
+_FRAME_SHAPE: Final = (32, 16, 16)
+_MIN_SAMPLES: Final = (WINDOW_COLUMNS - 1) * HOP  # shorter clips are lengthened with silence to one window
+_OUTSIDE: Final = -1  # stands for the start of a window outside the speech
+
+
+def frame_count(samples: int, fps: int) -> int:
+    """Video frames of a clip of `samples` at 16 kHz: ceil(samples * fps / 16000), so that the last one may be part."""
+    return -(-samples * fps // SAMPLE_RATE)
+
+
+@functools.lru_cache(maxsize=128)  # a stream asks three times for each frame
+def window_starts(frame: int, fps: int) -> tuple[int, ...]:
+    """The mel columns where the 16 windows of a video frame start: floor(80 * (frame / fps + m / 25)), m = -9..6.
+
+    Exact, in integers. At 25 fps that is int(3.2 * k) for k = frame + m. Negative before the speech.
+    """
+    return tuple((400 * frame + 16 * m * fps) // (5 * fps) for m in _OFFSETS)
+
+
+def clip_features(
+    samples: NDArray[Any],
+    rate: int,
+    encode: Callable[[Windows], Embeddings],
+    fps: int = 25,
+    edge: Edge = "silence",
+    batch: int = 32,
+) -> Features:
+    """Features of all frames of a whole clip, (n,) mono samples at `rate` Hz, straight from the definition.
+
+    `encode` turns up to `batch` windows into embeddings. Windows that reach past the end move back to the last 16
+    columns; each distinct one is encoded once. Raises InvalidInput for bad samples, rate or fps, and InferenceFailed
+    for what is not an embedding. FeatureStream gives the same features from chunks.
+    """
+    _check_options(fps, edge)
+    speech = Resampler(rate).push(as_samples(samples), last=True)
+    mel = mel_spectrogram(np.pad(speech, (0, max(0, _MIN_SAMPLES - len(speech)))))
+    frames = np.arange(frame_count(len(speech), fps), dtype=np.int64)[:, None]
+    offsets = np.array(_OFFSETS, dtype=np.int64)
+    starts = (400 * frames + 16 * offsets * fps) // (5 * fps)
+    inside = (starts >= 0) & ((25 * frames + offsets * fps) * SAMPLE_RATE < len(speech) * 25 * fps)
+    distinct, rows = np.unique(np.minimum(starts[inside], len(mel) - WINDOW_COLUMNS), return_inverse=True)
+    windows = _windows(mel, distinct)
+    if edge == "silence":
+        windows = np.concatenate([_silence(), windows])
+    encoded = [_embeddings(encode(part), len(part)) for part in _batches(windows, batch)]
+    if edge == "zeros":
+        encoded.insert(0, np.zeros((1, EMBEDDING), np.float32))
+    sources = np.zeros(starts.shape, np.int64)
+    sources[inside] = 1 + rows
+    if edge == "zeros":
+        _repeat_neighbours(sources, inside)
+    return np.concatenate(encoded)[sources].reshape(-1, *_FRAME_SHAPE)
+
+
+class FeatureStream:
+    """Features of the frames of one speech, as early as its audio allows; the caller does the encoding.
+
+        stream.push(samples)                       # any chunking, ended by stream.finish()
+        windows = stream.take_windows()            # encode these, in this order
+        stream.put_embeddings(embeddings)          # batches come back in the order they were taken
+        features = stream.take_features()          # of the frames completed by now, in order
+
+    At 25 fps about one window a frame is to encode. Frame i is complete with the audio up to about 450 ms after its
+    start, plus the resampler's lag. Memory stays bounded while the caller takes what is there.
+    """
+
+    def __init__(self, rate: int, fps: int = 25, edge: Edge = "silence") -> None:
+        _check_options(fps, edge)
+        self._resampler = Resampler(rate)
+        self._mel_stream = MelStream()
+        self._fps = fps
+        self._edge: Edge = edge
+        self._samples = 0  # at 16 kHz
+        self._finished = False
+        self._mel = np.empty((0, BANDS), np.float32)  # columns from self._mel_start on
+        self._mel_start = 0
+        self._next_start = 0  # windows that start before this one are wanted already
+        self._wanted: list[int] = []  # starts of windows to take
+        self._encoding: deque[list[int]] = deque()  # starts of windows taken, by batch
+        self._embeddings: dict[int, Embeddings] = {}
+        self._next_frame = 0
+        if edge == "silence":
+            self._wanted.append(_OUTSIDE)
+        else:
+            self._embeddings[_OUTSIDE] = np.zeros(EMBEDDING, np.float32)
+
+    @property
+    def frames_taken(self) -> int:
+        """How many frames' features were taken: the number of the next frame."""
+        return self._next_frame
+
+    @property
+    def frames_total(self) -> int | None:
+        """How many frames the whole speech has, ceil(seconds * fps), once it is finished."""
+        return frame_count(self._samples, self._fps) if self._finished else None
+
+    @property
+    def done(self) -> bool:
+        """Whether the speech is finished and the features of all its frames were taken."""
+        return self._next_frame == self.frames_total
+
+    def push(self, samples: NDArray[Any]) -> None:
+        """Take in mono samples, (n,) float at the input's rate. Raises InvalidInput for NaN, Inf or another shape."""
+        if self._finished:
+            raise RuntimeError("pushed samples to a speech that is finished")
+        self._take_in(self._resampler.push(as_samples(samples)))
+
+    def finish(self) -> None:
+        """The speech ends here: what waited for more audio becomes ready to take. Idempotent."""
+        if self._finished:
+            return
+        self._take_in(self._resampler.push(np.empty(0, np.float32), last=True))
+        missing = np.zeros(max(0, _MIN_SAMPLES - self._samples), np.float32)
+        self._add_columns(np.concatenate([self._mel_stream.push(missing), self._mel_stream.finish()]))
+        self._finished = True
+        known = {*self._embeddings, *self._wanted, *(start for batch in self._encoding for start in batch)}
+        remaining = range(self._next_frame, frame_count(self._samples, self._fps))
+        self._wanted += sorted({start for frame in remaining for start in self._sources(frame)} - known)
+
+    def take_windows(self) -> Windows:
+        """Windows to encode now, (n, 1, 80, 16), n may be 0; each distinct one is given once."""
+        starts = self._wanted
+        if not starts:
+            return np.empty((0, 1, BANDS, WINDOW_COLUMNS), np.float32)
+        self._wanted = []
+        self._encoding.append(starts)
+        speech = [start - self._mel_start for start in starts if start != _OUTSIDE]
+        windows = _windows(self._mel, np.array(speech, np.int64))
+        self._drop_columns()
+        return windows if len(speech) == len(starts) else np.concatenate([_silence(), windows])
+
+    def put_embeddings(self, embeddings: Embeddings) -> None:
+        """The embeddings, (n, 512), of the oldest batch of windows whose embeddings are missing.
+
+        Raises InferenceFailed, and keeps waiting for that batch, if they are not n finite vectors of 512.
+        """
+        if not self._encoding:
+            if len(embeddings):
+                raise RuntimeError("put embeddings of windows that were never taken")
+            return
+        checked = _embeddings(embeddings, len(self._encoding[0]))
+        for start, embedding in zip(self._encoding.popleft(), checked, strict=True):
+            self._embeddings[start] = embedding.copy()  # a view would keep the whole batch alive
+
+    def take_features(self) -> Features:
+        """Features of the frames completed since the last call, (m, 32, 16, 16), m may be 0."""
+        frames: list[NDArray[np.float32]] = []
+        while self.frames_total is None or self._next_frame < self.frames_total:
+            sources = [self._embeddings.get(start) for start in self._sources(self._next_frame)]
+            embeddings = [source for source in sources if source is not None]
+            if len(embeddings) < len(sources):
+                break
+            frames.append(np.concatenate(embeddings))
+            self._next_frame += 1
+            self._drop_embeddings()
+        return np.array(frames, np.float32).reshape(-1, *_FRAME_SHAPE)
+
+    def _take_in(self, speech: NDArray[np.float32]) -> None:
+        self._samples += len(speech)
+        self._add_columns(self._mel_stream.push(speech))
+
+    def _add_columns(self, columns: NDArray[np.float32]) -> None:
+        if not len(columns):
+            return
+        self._mel = np.concatenate([self._mel, columns])
+        pattern = _start_pattern(self._fps)
+        starts = range(self._next_start, max(self._next_start, self._last_start + 1))
+        self._wanted += [start for start in starts if pattern[start % COLUMNS_PER_SECOND]]
+        self._next_start = starts.stop
+        self._drop_columns()
+
+    def _drop_columns(self) -> None:
+        """Keep the columns of windows to take, and the last 16: windows past the end move back to them."""
+        oldest = min([start for start in self._wanted if start != _OUTSIDE] + [max(self._last_start, 0)])
+        if oldest > self._mel_start:
+            self._mel = self._mel[oldest - self._mel_start :].copy()
+            self._mel_start = oldest
+
+    def _drop_embeddings(self) -> None:
+        oldest = min(window_starts(self._next_frame, self._fps)[0], self._last_start)
+        for start in [start for start in self._embeddings if _OUTSIDE < start < oldest]:
+            del self._embeddings[start]
+
+    def _sources(self, frame: int) -> list[int]:
+        """The starts whose embeddings make up a frame, in order; _OUTSIDE for those outside the speech."""
+        starts = window_starts(frame, self._fps)
+        first, stop = _inside(starts, frame, self._fps, self._samples if self._finished else None)
+        within = [min(start, self._last_start) if self._finished else start for start in starts[first:stop]]
+        sources = [_OUTSIDE] * first + within + [_OUTSIDE] * (len(starts) - stop)
+        if self._edge == "zeros" and first > 0:
+            sources[first - 1] = within[0]
+        if self._edge == "zeros" and stop < len(starts):
+            sources[stop] = within[-1]
+        return sources
+
+    @property
+    def _last_start(self) -> int:
+        """Where the last whole window of the columns so far starts; negative while there is none."""
+        return self._mel_start + len(self._mel) - WINDOW_COLUMNS
+
+
+def _inside(starts: tuple[int, ...], frame: int, fps: int, samples: int | None) -> tuple[int, int]:
+    """Which of a frame's windows, first and stop, start within a speech of `samples` (None: it goes on)."""
+    first = sum(start < 0 for start in starts)
+    if samples is None:
+        return first, len(starts)
+    after = sum((25 * frame + m * fps) * SAMPLE_RATE >= samples * 25 * fps for m in _OFFSETS)
+    return first, len(starts) - after
+
+
+@functools.cache
+def _start_pattern(fps: int) -> tuple[bool, ...]:
+    """For each column of a second, whether a window of any frame starts there; every second is alike."""
+    starts = {start % COLUMNS_PER_SECOND for frame in range(fps) for start in window_starts(frame, fps)}
+    return tuple(column in starts for column in range(COLUMNS_PER_SECOND))
+
+
+def _windows(mel: NDArray[np.float32], starts: NDArray[np.int64]) -> Windows:
+    columns = mel[starts[:, None] + np.arange(WINDOW_COLUMNS)]
+    return np.ascontiguousarray(columns.transpose(0, 2, 1)[:, None])
+
+
+def _silence() -> Windows:
+    return np.full((1, 1, BANDS, WINDOW_COLUMNS), SILENCE_MEL, np.float32)
+
+
+def _batches(windows: Windows, size: int) -> list[Windows]:
+    return [windows[start : start + size] for start in range(0, len(windows), size)]
+
+
+def _embeddings(answer: NDArray[Any], count: int) -> Embeddings:
+    """`answer` as (count, 512) float32, or InferenceFailed."""
+    if answer.shape != (count, EMBEDDING):
+        raise InferenceFailed(f"the audio encoder answered {list(answer.shape)}, not [{count}, {EMBEDDING}]")
+    if not np.isfinite(answer).all():
+        raise InferenceFailed("the audio encoder answered NaN or Inf; check its weights")
+    return answer.astype(np.float32, copy=False)
+
+
+def _repeat_neighbours(sources: NDArray[np.int64], inside: NDArray[np.bool_]) -> None:
+    """The edge rule `zeros`, in place: the window next to the speech on either side repeats the one inside."""
+    rows, count = np.arange(len(sources)), inside.shape[1]
+    first, last = inside.argmax(axis=1), count - 1 - inside[:, ::-1].argmax(axis=1)
+    before, after = first > 0, last < count - 1
+    sources[rows[before], first[before] - 1] = sources[rows[before], first[before]]
+    sources[rows[after], last[after] + 1] = sources[rows[after], last[after]]
+
+
+def _check_options(fps: int, edge: str) -> None:
+    if not 1 <= fps <= MAX_FPS:
+        raise InvalidInput(f"{fps} frames a second is outside 1..{MAX_FPS}", field="fps")
+    if edge not in ("zeros", "silence"):
+        raise InvalidInput(f"edge rule {edge!r} is neither 'zeros' nor 'silence'", field="edge")

@@ -1,0 +1,1 @@
+"""The wire: each .proto and what `make proto` generates from it."""

@@ -1,0 +1,71 @@
+"""Which models are loaded in Triton, as far as this compositor knows: loads on first use, once for all who wait.
+
+What Triton says has the last word: a request that finds its model gone makes its caller `forget` and load again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """What loads and unloads: Triton."""
+
+    async def load(self, model: str) -> None: ...
+
+    async def unload(self, model: str) -> None: ...
+
+
+class Residency:
+    """Loads each model once, however many ask for it at the same time."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._ready: set[str] = set()
+        self._loads: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """The models that this compositor loaded and has not seen missing since."""
+        return frozenset(self._ready)
+
+    async def ensure(self, model: str) -> None:
+        """Returns when the model is loaded. A caller that goes away does not stop the load for the others."""
+        if model in self._ready:
+            return
+        task = self._loads.get(model)
+        if task is None:
+            task = self._loads[model] = asyncio.create_task(self._load(model))
+            task.add_done_callback(lambda done: self._loaded(model, done))
+        await asyncio.shield(task)
+
+    async def _load(self, model: str) -> None:
+        begin = time.monotonic()
+        await self._loader.load(model)
+        log.info("%s loaded in %.3f s", model, time.monotonic() - begin)
+
+    def _loaded(self, model: str, task: asyncio.Task[None]) -> None:
+        del self._loads[model]
+        if not task.cancelled() and task.exception() is None:
+            self._ready.add(model)
+
+    def forget(self, model: str) -> None:
+        """Triton does not have it any more: the next `ensure` loads it."""
+        self._ready.discard(model)
+
+    async def drop(self, model: str) -> None:
+        """Unloads a model that is no longer wanted, if it was loaded from here."""
+        if model in self._ready:
+            self._ready.discard(model)
+            await self._loader.unload(model)
+
+    async def close(self) -> None:
+        """Ends the loads that are under way."""
+        for task in list(self._loads.values()):
+            task.cancel()
+        await asyncio.gather(*self._loads.values(), return_exceptions=True)

@@ -1,0 +1,156 @@
+"""Every setting of the service, read once: a YAML file, then environment overrides, then one frozen object.
+
+Each key is documented where it is defined. `server.port` in the file is `LIPSYNC_SERVER__PORT` in the environment.
+A key or value that is not understood stops the start with its path and what is allowed. Nothing else reads the
+environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import SettingsInvalid
+
+PREFIX = "LIPSYNC_"
+RESERVED = {"LIPSYNC_CONFIG", "LIPSYNC_TRITON_HOME"}
+"""Variables of the prefix that are no settings: where the file lies, and where the embedded Triton is installed."""
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(Section):
+    """The gRPC server."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, without authentication.")
+    port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    max_message_mb: int = Field(160, ge=1, le=1024, description="Largest message in either direction, MiB.")
+    max_frames: int = Field(50, ge=1, le=50, description="Most frames that one Composite call may ask for.")
+    max_audio_s: float = Field(600, gt=0, le=3600, description="Longest speech in one Generate call, seconds.")
+    threads: int = Field(0, ge=0, le=256, description="Threads that blend and encode; 0 means one a core.")
+    drain_s: float = Field(
+        10, ge=0, le=600, description="Time that running calls get to finish when the service stops."
+    )
+
+
+class TritonSettings(Section):
+    """The Triton Inference Server that the compositor asks."""
+
+    endpoint: str = Field("127.0.0.1:8001", pattern=r"^[^\s/]+:\d+$", description="Triton's gRPC address, host:port.")
+    timeout_s: float = Field(10, gt=0, le=600, description="Longest wait for one inference.")
+    load_timeout_s: float = Field(120, gt=0, le=3600, description="Longest wait for a model to load.")
+    shared_memory: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: mouths come back through system shared memory where Triton can map it; off: as tensors.",
+    )
+    slots: int = Field(
+        16, ge=1, le=256, description="Requests in flight to Triton; each has its piece of shared memory."
+    )
+    slot_frames: int = Field(
+        8, ge=1, le=50, description="Most frames in one request to Triton, and the size of a slot."
+    )
+
+
+class AudioSettings(Section):
+    """Speech."""
+
+    edge: Literal["silence", "zeros"] = Field(
+        "silence", description="What lies around the speech: encoded silence, or zero vectors as in training."
+    )
+
+
+class LoggingSettings(Section):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is written."
+    )
+
+
+class Settings(Section):
+    """The whole configuration of a compositor."""
+
+    model_repository: Path = Field(Path("model_repository"), description="Directory of tenants and encoders.")
+    server: ServerSettings = ServerSettings()
+    triton: TritonSettings = TritonSettings()
+    audio: AudioSettings = AudioSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+
+def read_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of `path` (default: the file that LIPSYNC_CONFIG names, if any) with the environment's overrides.
+
+    Raises SettingsInvalid with one line for each fault.
+    """
+    environment = os.environ if environment is None else environment
+    if path is None and environment.get("LIPSYNC_CONFIG"):
+        path = Path(environment["LIPSYNC_CONFIG"])
+    values = _read_file(path) if path else {}
+    origins: dict[tuple[str, ...], str] = {}
+    for name, text in environment.items():
+        if name.startswith(PREFIX) and name not in RESERVED:
+            keys = tuple(name[len(PREFIX) :].lower().split("__"))
+            origins[keys] = name
+            _put(values, keys, text)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(dict(item), origins, path) for item in error.errors()]
+        raise SettingsInvalid("\n".join(faults), field=".".join(map(str, error.errors()[0]["loc"]))) from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsInvalid(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SettingsInvalid(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsInvalid(f"{path}: must hold keys and values, such as `model_repository: ./model_repository`")
+    return values
+
+
+def _put(values: dict[str, Any], keys: tuple[str, ...], text: str) -> None:
+    for key in keys[:-1]:
+        section = values.get(key)
+        if not isinstance(section, dict):
+            section = values[key] = {}
+        values = section
+    values[keys[-1]] = text
+
+
+def _fault(item: dict[str, Any], origins: Mapping[tuple[str, ...], str], path: Path | None) -> str:
+    """One line: where the setting came from, its path, and what is allowed."""
+    keys = tuple(str(key) for key in item["loc"])
+    source = origins.get(keys) or (str(path) if path else "settings")
+    if item["type"] == "extra_forbidden":
+        allowed = _known_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], allowed, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{source}: {'.'.join(keys)}: no such setting{hint} (allowed here: {', '.join(allowed)})"
+    return f"{source}: {'.'.join(keys)}: {item['msg']}, not {item['input']!r}"
+
+
+def _known_keys(section: tuple[str, ...]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for key in section:
+        annotation = type(getattr(Settings(), key, None)) if model is Settings else None
+        if annotation is None or not issubclass(annotation, BaseModel):
+            return []
+        model = annotation
+    return list(model.model_fields)

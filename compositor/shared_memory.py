@@ -1,0 +1,67 @@
+"""A region of system shared memory, cut into slots of equal size, that another process writes answers into.
+
+The region's name is needed only until the other process has mapped it, and is removed right then: whatever ends this
+process, nothing stays in /dev/shm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DIRECTORY = Path("/dev/shm")
+
+
+class Region:
+    """`slots` pieces of `slot_bytes` each. A slot that is never released is never used again."""
+
+    def __init__(self, slots: int, slot_bytes: int) -> None:
+        """Reserves the memory. Raises OSError where /dev/shm is missing or too small."""
+        self.name = f"lipsync-{os.getpid()}-{secrets.token_hex(6)}"
+        self.slot_bytes = slot_bytes
+        self.size = slots * slot_bytes
+        path = _DIRECTORY / self.name
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            # Reserved, not only promised: a write beyond what /dev/shm holds would be a SIGBUS.
+            os.posix_fallocate(descriptor, 0, self.size)
+            self._memory = mmap.mmap(descriptor, self.size)
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        self._free: asyncio.LifoQueue[int] = asyncio.LifoQueue()
+        for slot in range(slots):
+            self._free.put_nowait(slot)
+
+    @property
+    def key(self) -> str:
+        """The name by which shm_open finds the region."""
+        return f"/{self.name}"
+
+    def forget_name(self) -> None:
+        """Removes the name; the memory lives on with those who mapped it."""
+        with contextlib.suppress(FileNotFoundError):
+            (_DIRECTORY / self.name).unlink()
+
+    async def acquire(self) -> int:
+        """Waits for a free slot and takes it."""
+        return await self._free.get()
+
+    def release(self, slot: int) -> None:
+        self._free.put_nowait(slot)
+
+    def offset(self, slot: int) -> int:
+        return slot * self.slot_bytes
+
+    def view(self, slot: int, size: int) -> NDArray[np.uint8]:
+        """The first `size` bytes of a slot."""
+        return np.frombuffer(self._memory, np.uint8, size, self.offset(slot))

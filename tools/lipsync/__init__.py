@@ -1,0 +1,1 @@
+"""The `lipsync` command: prepares tenants, runs the embedded Triton, speaks, demonstrates."""

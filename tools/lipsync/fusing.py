@@ -1,0 +1,181 @@
+"""Wraps an uploaded avatar graph so that a request carries a frame number and audio instead of 2.4 MB of pixels.
+
+An ONNX graph with the family's interface goes in, one with the service's interface comes out: the tenant's crops become
+an initializer (or an input, for long tenants), and cutting the ROI, masking, scaling, truncating to uint8 and setting
+the prediction into the crop's border happen in the graph. The uploaded nodes and weights stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from compositor.blending import CROP_SIZE, ROI_BORDER, ROI_SIZE
+from compositor.errors import InvalidInput
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+CropsMode = Literal["resident", "sent"]
+
+PREFIX = "lipsync/"
+MASK = (slice(5, 310), slice(5, 315))
+"""Rows and columns of the ROI that are blacked in channels 3-5: cv2's rectangle (5, 5, 310, 305)."""
+_REDUCED_IR = 8
+
+
+class _Wrapper:
+    """Collects nodes and initializers under names that cannot meet the uploaded graph's."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self.initializers.append(numpy_helper.from_array(value, PREFIX + name))
+        return PREFIX + name
+
+    def add(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        output = name if name in ("mouth", "finite") else PREFIX + name
+        self.nodes.append(helper.make_node(operator, inputs, [output], PREFIX + name + "_node", **attributes))
+        return output
+
+    def slice(self, tensor: str, name: str, axes: list[int], starts: list[int], ends: list[int]) -> str:
+        bounds = {"starts": starts, "ends": ends, "axes": axes}
+        constants = [self.constant(f"{name}_{key}", np.array(value, np.int64)) for key, value in bounds.items()]
+        return self.add("Slice", [tensor, *constants], name)
+
+
+def fuse(
+    model: onnx.ModelProto,
+    names: tuple[str, str, str],
+    frames: int,
+    mode: CropsMode,
+    crops_file: str,
+) -> onnx.ModelProto:
+    """The graph that Triton serves for a tenant.
+
+    model: the uploaded graph, batch axis dynamic, opset 11 to 21. names: its (visual, audio, output). frames: how many
+    crops there are. crops_file: the file beside the model that holds them, uint8 (frames, 328, 328, 3); the graph
+    refers to it as external data, so that Triton maps it, and protobuf's 2 GB do not bound a tenant.
+
+    Inputs: `frame_index` INT32 [n, 1] (resident) or `crop` UINT8 [n, 328, 328, 3] (sent), and `audio` FP32
+    [n, 32, 16, 16]. Outputs: `mouth` UINT8 [n, 328, 328, 3] and `finite` BOOL [n, 1], false where the prediction held
+    a NaN or an infinity.
+    """
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    _check_free(model)
+    visual, audio, output = names
+    wrapper = _Wrapper(opset)
+    crop = _gather(wrapper, frames, crops_file) if mode == "resident" else "crop"
+    _present(wrapper, crop, PREFIX + "visual")
+    uploaded = onnx.GraphProto()
+    uploaded.CopyFrom(model.graph)
+    del uploaded.input[:], uploaded.output[:], uploaded.value_info[:]
+    renamed = {visual: PREFIX + "visual", audio: "audio", output: PREFIX + "prediction"}
+    _rename(uploaded, renamed)
+    before = list(wrapper.nodes)
+    wrapper.nodes = []
+    _finish(wrapper, crop, PREFIX + "prediction")
+    first = (
+        helper.make_tensor_value_info("frame_index", TensorProto.INT32, ["batch", 1])
+        if mode == "resident"
+        else helper.make_tensor_value_info("crop", TensorProto.UINT8, ["batch", CROP_SIZE, CROP_SIZE, 3])
+    )
+    graph = helper.make_graph(
+        [*before, *uploaded.node, *wrapper.nodes],
+        "lipsync_tenant",
+        [first, helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["batch", 32, 16, 16])],
+        [
+            helper.make_tensor_value_info("mouth", TensorProto.UINT8, ["batch", CROP_SIZE, CROP_SIZE, 3]),
+            helper.make_tensor_value_info("finite", TensorProto.BOOL, ["batch", 1]),
+        ],
+        [*wrapper.initializers, *uploaded.initializer],
+    )
+    graph.sparse_initializer.extend(uploaded.sparse_initializer)
+    fused = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="triton-lipsync")
+    fused.ir_version = max(_REDUCED_IR, model.ir_version)
+    return fused
+
+
+def _check_free(model: onnx.ModelProto) -> None:
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    taken |= {initializer.name for initializer in model.graph.initializer}
+    clash = sorted(name for name in taken if name.startswith(PREFIX))
+    if clash:
+        raise InvalidInput(f"tensor {clash[0]!r} uses the reserved prefix {PREFIX!r}; rename it", field="model")
+
+
+def _gather(wrapper: _Wrapper, frames: int, crops_file: str) -> str:
+    """The crops of the requested frames; an index out of range is clipped, for its batch is shared with others."""
+    crops = TensorProto(
+        name=PREFIX + "crops",
+        data_type=TensorProto.UINT8,
+        dims=[frames, CROP_SIZE, CROP_SIZE, 3],
+        data_location=TensorProto.EXTERNAL,
+    )
+    size = frames * CROP_SIZE * CROP_SIZE * 3
+    for key, value in (("location", crops_file), ("offset", "0"), ("length", str(size))):
+        crops.external_data.add(key=key, value=value)
+    wrapper.initializers.append(crops)
+    flat = wrapper.add("Reshape", ["frame_index", wrapper.constant("flat", np.array([-1], np.int64))], "index_flat")
+    # Clip takes integers only from opset 12 on; frame numbers are exact in float32.
+    number = wrapper.add("Cast", [flat], "index_float", to=TensorProto.FLOAT)
+    low = wrapper.constant("first", np.array(0, np.float32))
+    high = wrapper.constant("last", np.array(frames - 1, np.float32))
+    clipped = wrapper.add("Clip", [number, low, high], "index_clipped")
+    index = wrapper.add("Cast", [clipped], "index", to=TensorProto.INT64)
+    return wrapper.add("Gather", [PREFIX + "crops", index], "crop", axis=0)
+
+
+def _present(wrapper: _Wrapper, crop: str, visual: str) -> None:
+    """crop -> the 6-channel visual input: the ROI in [0, 1], and the same with the mouth's rectangle black."""
+    low, high = ROI_BORDER, ROI_BORDER + ROI_SIZE
+    roi = wrapper.slice(crop, "roi", [1, 2], [low, low], [high, high])
+    planes = wrapper.add("Transpose", [roi], "roi_planes", perm=[0, 3, 1, 2])
+    as_float = wrapper.add("Cast", [planes], "roi_float", to=TensorProto.FLOAT)
+    scaled = wrapper.add("Div", [as_float, wrapper.constant("white", np.array(255, np.float32))], "roi_scaled")
+    mask = np.ones((1, 1, ROI_SIZE, ROI_SIZE), np.float32)
+    mask[:, :, MASK[0], MASK[1]] = 0
+    masked = wrapper.add("Mul", [scaled, wrapper.constant("mask", mask)], "roi_masked")
+    wrapper.nodes.append(helper.make_node("Concat", [scaled, masked], [visual], visual + "_node", axis=1))
+
+
+def _finish(wrapper: _Wrapper, crop: str, prediction: str) -> None:
+    """prediction -> the crop with the prediction in it, and whether all of the prediction was finite."""
+    # A mean is finite only if every value is (values are bounded by far, so their sum does not overflow by itself).
+    mean = wrapper.add("GlobalAveragePool", [prediction], "mean")
+    channels = wrapper.add("Flatten", [mean], "mean_flat", axis=1)
+    total = wrapper.add("MatMul", [channels, wrapper.constant("ones", np.ones((3, 1), np.float32))], "total")
+    zero = wrapper.add("Sub", [total, total], "zero_if_finite")
+    wrapper.add("Not", [wrapper.add("IsNaN", [zero], "not_finite")], "finite")
+    white = wrapper.add("Mul", [prediction, PREFIX + "white"], "levels")
+    low, high = (wrapper.constant(name, np.array(value, np.float32)) for name, value in (("black", 0), ("full", 255)))
+    clipped = wrapper.add("Clip", [white, low, high], "levels_clipped")
+    truncated = wrapper.add("Cast", [clipped], "levels_uint8", to=TensorProto.UINT8)
+    pixels = wrapper.add("Transpose", [truncated], "pixels", perm=[0, 2, 3, 1])
+    begin, end, side = ROI_BORDER, ROI_BORDER + ROI_SIZE, CROP_SIZE
+    top = wrapper.slice(crop, "border_top", [1], [0], [begin])
+    left = wrapper.slice(crop, "border_left", [1, 2], [begin, 0], [end, begin])
+    right = wrapper.slice(crop, "border_right", [1, 2], [begin, end], [end, side])
+    bottom = wrapper.slice(crop, "border_bottom", [1], [end], [side])
+    middle = wrapper.add("Concat", [left, pixels, right], "middle", axis=2)
+    wrapper.add("Concat", [top, middle, bottom], "mouth", axis=1)
+
+
+def _rename(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
+    """Renames tensors in place, in subgraphs too, and moves an uploaded name out of the way of one that we need."""
+    ours = {"audio", "frame_index", "crop", "mouth", "finite"}
+
+    def new(name: str) -> str:
+        return renamed.get(name, f"uploaded/{name}" if name in ours else name)
+
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new(name) for name in names]
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                _rename(subgraph, renamed)
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = new(value.name)
