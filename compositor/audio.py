@@ -40,6 +40,7 @@ BANDS: Final = 80
 BAND_LOW_HZ: Final = 55.0
 BAND_HIGH_HZ: Final = 7600.0
 PREEMPHASIS: Final = 0.97
+MAGNITUDE_FLOOR: Final = 1e-5
 REFERENCE_DB: Final = 20.0
 FLOOR_DB: Final = -100.0
 MEL_LIMIT: Final = 4.0
@@ -110,7 +111,8 @@ class MelStream:
 
 def _emphasise(samples: Samples, previous: float) -> tuple[NDArray[np.float64], float]:
     """Pre-emphasised samples, and the last sample to continue from."""
-    exact = np.concatenate([[previous], samples])
+    exact = np.empty(1 + len(samples))
+    exact[0], exact[1:] = previous, samples
     return exact[1:] - PREEMPHASIS * exact[:-1], float(exact[-1])
 
 
@@ -122,10 +124,10 @@ def _mel_columns(emphasised: NDArray[np.float64]) -> Mel:
         # A strided view by the bare constructor: sliding_window_view takes longer than the transform of a 20 ms chunk.
         shape, step = (min(_BLOCK, count - start), FFT_SIZE), emphasised.itemsize
         frames = np.ndarray(shape, np.float64, emphasised, start * HOP * step, (HOP * step, step))
-        magnitude = np.abs(np.fft.rfft(frames * _hann()))
-        decibels = 20 * np.log10(np.maximum(magnitude @ _mel_filters(), 1e-5)) - REFERENCE_DB
-        scaled = 2 * MEL_LIMIT * (decibels - FLOOR_DB) / -FLOOR_DB - MEL_LIMIT
-        np.minimum(np.maximum(scaled, -MEL_LIMIT), MEL_LIMIT, out=columns[start : start + _BLOCK], casting="same_kind")
+        energy = np.abs(np.fft.rfft(frames * _hann())) @ _mel_filters()
+        decibels = 20 * np.log10(np.maximum(energy, MAGNITUDE_FLOOR)) - REFERENCE_DB
+        scaled = (decibels / -FLOOR_DB + 1) * (2 * MEL_LIMIT) - MEL_LIMIT
+        columns[start : start + _BLOCK] = np.minimum(np.maximum(scaled, -MEL_LIMIT), MEL_LIMIT)
     return columns
 
 

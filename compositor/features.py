@@ -11,7 +11,17 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from compositor.audio import BANDS, HOP, SAMPLE_RATE, SILENCE_MEL, MelStream, Resampler, as_samples, mel_spectrogram
+from compositor.audio import (
+    BANDS,
+    FFT_SIZE,
+    HOP,
+    SAMPLE_RATE,
+    SILENCE_MEL,
+    MelStream,
+    Resampler,
+    as_samples,
+    mel_spectrogram,
+)
 from compositor.errors import InferenceFailed, InvalidInput
 
 Edge: TypeAlias = Literal["zeros", "silence"]
@@ -55,7 +65,8 @@ def window_starts(frame: int, fps: int) -> tuple[int, ...]:
 
     Exact, in integers. At 25 fps that is int(3.2 * k) for k = frame + m. Negative before the speech.
     """
-    return tuple((400 * frame + 16 * m * fps) // (5 * fps) for m in _OFFSETS)
+    ticks = WINDOWS_PER_SECOND * fps
+    return tuple(COLUMNS_PER_SECOND * (WINDOWS_PER_SECOND * frame + m * fps) // ticks for m in _OFFSETS)
 
 
 def clip_features(
@@ -77,13 +88,15 @@ def clip_features(
     mel = mel_spectrogram(np.pad(speech, (0, max(0, _MIN_SAMPLES - len(speech)))))
     frames = np.arange(frame_count(len(speech), fps), dtype=np.int64)[:, None]
     offsets = np.array(_OFFSETS, dtype=np.int64)
-    starts = (400 * frames + 16 * offsets * fps) // (5 * fps)
-    inside = (starts >= 0) & ((25 * frames + offsets * fps) * SAMPLE_RATE < len(speech) * 25 * fps)
+    ticks = WINDOWS_PER_SECOND * frames + offsets * fps  # when windows start, 25 * fps ticks a second
+    starts = COLUMNS_PER_SECOND * ticks // (WINDOWS_PER_SECOND * fps)
+    inside = (ticks >= 0) & (ticks * SAMPLE_RATE < len(speech) * WINDOWS_PER_SECOND * fps)
     distinct, rows = np.unique(np.minimum(starts[inside], len(mel) - WINDOW_COLUMNS), return_inverse=True)
     windows = _windows(mel, distinct)
     if edge == "silence":
         windows = np.concatenate([_silence(), windows])
-    encoded = [_embeddings(encode(part), len(part)) for part in _batches(windows, batch)]
+    parts = [windows[first : first + batch] for first in range(0, len(windows), batch)]
+    encoded = [_embeddings(encode(part), len(part)) for part in parts]
     if edge == "zeros":
         encoded.insert(0, np.zeros((1, EMBEDDING), np.float32))
     sources = np.zeros(starts.shape, np.int64)
@@ -111,7 +124,9 @@ class FeatureStream:
         self._mel_stream = MelStream()
         self._fps = fps
         self._edge: Edge = edge
-        self._samples = 0  # at 16 kHz
+        self._samples = 0  # of the speech so far, at 16 kHz
+        self._samples_needed = _samples_needed(0)
+        self._heard: list[NDArray[np.float32]] = []  # samples without mel columns as yet
         self._finished = False
         self._mel = np.empty((0, BANDS), np.float32)  # columns from self._mel_start on
         self._mel_start = 0
@@ -144,22 +159,25 @@ class FeatureStream:
         """Take in mono samples, (n,) float at the input's rate. Raises InvalidInput for NaN, Inf or another shape."""
         if self._finished:
             raise RuntimeError("pushed samples to a speech that is finished")
-        self._take_in(self._resampler.push(as_samples(samples)))
+        self._hear(self._resampler.push(as_samples(samples)))
+        if self._samples >= self._samples_needed:  # by the window: by the chunk costs half as much again
+            self._add_columns(self._mel_stream.push(np.concatenate(self._heard)))
 
     def finish(self) -> None:
         """The speech ends here: what waited for more audio becomes ready to take. Idempotent."""
         if self._finished:
             return
-        self._take_in(self._resampler.push(np.empty(0, np.float32), last=True))
-        missing = np.zeros(max(0, _MIN_SAMPLES - self._samples), np.float32)
-        self._add_columns(np.concatenate([self._mel_stream.push(missing), self._mel_stream.finish()]))
+        self._hear(self._resampler.push(np.empty(0, np.float32), last=True))
         self._finished = True
+        missing = np.zeros(max(0, _MIN_SAMPLES - self._samples), np.float32)
+        last_columns = self._mel_stream.push(np.concatenate([*self._heard, missing]))
+        self._add_columns(np.concatenate([last_columns, self._mel_stream.finish()]))
         known = {*self._embeddings, *self._wanted, *(start for batch in self._encoding for start in batch)}
         remaining = range(self._next_frame, frame_count(self._samples, self._fps))
         self._wanted += sorted({start for frame in remaining for start in self._sources(frame)} - known)
 
     def take_windows(self) -> Windows:
-        """Windows to encode now, (n, 1, 80, 16), n may be 0; each distinct one is given once."""
+        """Windows to encode now, (n, 1, 80, 16), each distinct one once. With n = 0 there is nothing to put."""
         starts = self._wanted
         if not starts:
             return np.empty((0, 1, BANDS, WINDOW_COLUMNS), np.float32)
@@ -193,21 +211,24 @@ class FeatureStream:
                 break
             frames.append(np.concatenate(embeddings))
             self._next_frame += 1
-            self._drop_embeddings()
+        self._drop_embeddings()
         return np.array(frames, np.float32).reshape(-1, *_FRAME_SHAPE)
 
-    def _take_in(self, speech: NDArray[np.float32]) -> None:
+    def _hear(self, speech: NDArray[np.float32]) -> None:
         self._samples += len(speech)
-        self._add_columns(self._mel_stream.push(speech))
+        self._heard.append(speech)
 
     def _add_columns(self, columns: NDArray[np.float32]) -> None:
-        if not len(columns):
-            return
+        """Take in the columns of everything heard, and want the windows that they complete."""
+        self._heard.clear()
         self._mel = np.concatenate([self._mel, columns])
         pattern = _start_pattern(self._fps)
         starts = range(self._next_start, max(self._next_start, self._last_start + 1))
         self._wanted += [start for start in starts if pattern[start % COLUMNS_PER_SECOND]]
         self._next_start = starts.stop
+        while not pattern[self._next_start % COLUMNS_PER_SECOND]:
+            self._next_start += 1
+        self._samples_needed = _samples_needed(self._next_start)
         self._drop_columns()
 
     def _drop_columns(self) -> None:
@@ -240,12 +261,18 @@ class FeatureStream:
         return self._mel_start + len(self._mel) - WINDOW_COLUMNS
 
 
+def _samples_needed(start: int) -> int:
+    """How much speech completes the window that starts at column `start`: its last column sees 400 samples ahead."""
+    return (start + WINDOW_COLUMNS - 1) * HOP + FFT_SIZE // 2
+
+
 def _inside(starts: tuple[int, ...], frame: int, fps: int, samples: int | None) -> tuple[int, int]:
     """Which of a frame's windows, first and stop, start within a speech of `samples` (None: it goes on)."""
     first = sum(start < 0 for start in starts)
     if samples is None:
         return first, len(starts)
-    after = sum((25 * frame + m * fps) * SAMPLE_RATE >= samples * 25 * fps for m in _OFFSETS)
+    end = samples * WINDOWS_PER_SECOND * fps
+    after = sum((WINDOWS_PER_SECOND * frame + m * fps) * SAMPLE_RATE >= end for m in _OFFSETS)
     return first, len(starts) - after
 
 
@@ -263,10 +290,6 @@ def _windows(mel: NDArray[np.float32], starts: NDArray[np.int64]) -> Windows:
 
 def _silence() -> Windows:
     return np.full((1, 1, BANDS, WINDOW_COLUMNS), SILENCE_MEL, np.float32)
-
-
-def _batches(windows: Windows, size: int) -> list[Windows]:
-    return [windows[start : start + size] for start in range(0, len(windows), size)]
 
 
 def _embeddings(answer: NDArray[Any], count: int) -> Embeddings:

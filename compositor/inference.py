@@ -1,9 +1,9 @@
 """Triton, as the compositor needs it: mouths and audio embeddings in, loads and unloads. The only importer of
 tritonclient, whose errors end here.
 
-Mouths come back through system shared memory where Triton can map this process's region, as tensors otherwise. A slot is
-used again only after Triton answered the request that names it; one whose answer never came stays unused until the
-region is replaced, or one tenant's face could appear in another's frame.
+Mouths come back through system shared memory where Triton can map this process's region, as tensors otherwise. A slot
+is used again only after Triton answered the request that names it; one whose answer never came stays unused, or one
+tenant's face could appear in another's frame.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Triton:
     async def _embed(self, encoder: str, windows: NDArray[np.float32], deadline: Deadline) -> NDArray[np.float32]:
         inputs = [_tensor("mel_spectrogram", windows, "FP32")]
         async with self._in_flight:
-            result = await self._infer(encoder, inputs, None, deadline.remaining_s())
+            result = await self._infer(encoder, inputs, ["audio_features"], deadline)
         embeddings: NDArray[np.float32] | None = result.as_numpy("audio_features")
         if (
             embeddings is None
@@ -172,14 +172,17 @@ class Triton:
             return await self._mouths(model, inputs, len(audio), deadline)
 
     async def _mouths(self, model: str, inputs: list[wire.InferInput], count: int, deadline: Deadline) -> Mouths:
-        """The request runs in a task of its own: a caller that goes away must not free a slot that Triton still fills."""
+        """The request is a task of its own: a caller that goes away must not free a slot that Triton still fills."""
         region = await self._mapped_region()
         task = asyncio.create_task(self._request(model, inputs, count, region, deadline))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
+            return await asyncio.wait_for(asyncio.shield(task), deadline.remaining_s())
+        except asyncio.TimeoutError as error:
+            task.add_done_callback(_release_unwanted)
+            raise DeadlinePassed("Triton did not answer in time") from error
+        except BaseException:
             task.add_done_callback(_release_unwanted)
             raise
 
@@ -188,7 +191,7 @@ class Triton:
     ) -> Mouths:
         if region is None:
             async with self._in_flight:
-                result = await self._infer(model, inputs, ["mouth", "finite"], deadline.remaining_s())
+                result = await self._infer(model, inputs, ["mouth", "finite"], deadline)
             _check_finite(model, result.as_numpy("finite"), count)
             crops: NDArray[np.uint8] | None = result.as_numpy("mouth")
             if crops is None or crops.shape != (count, CROP_SIZE, CROP_SIZE, 3):
@@ -199,13 +202,11 @@ class Triton:
         mouth = wire.InferRequestedOutput("mouth")
         mouth.set_shared_memory(region.name, size, region.offset(slot))
         try:
-            result = await self._infer(
-                model, inputs, [mouth, wire.InferRequestedOutput("finite")], deadline.remaining_s()
-            )
+            result = await self._infer(model, inputs, [mouth, wire.InferRequestedOutput("finite")], deadline)
             _check_finite(model, result.as_numpy("finite"), count)
-        except (DeadlinePassed, TritonUnavailable, asyncio.CancelledError):
-            # Triton may still write into the slot, so it is not released.
-            self._retire(region)
+        except (DeadlinePassed, TritonUnavailable, asyncio.CancelledError) as error:
+            # No answer: Triton may still write into the slot, so it is not released.
+            self._quarantine(region, lost=isinstance(error, TritonUnavailable))
             raise
         except BaseException:
             region.release(slot)
@@ -219,9 +220,10 @@ class Triton:
         except asyncio.TimeoutError as error:
             raise Overloaded("no request to Triton was free in time", retry_after_s=0.2) from error
 
-    def _retire(self, region: Region) -> None:
-        """Stops using a region with a slot in doubt; the next request maps a new one."""
-        if self._region is region:
+    def _quarantine(self, region: Region, *, lost: bool) -> None:
+        """Counts a slot in doubt. A lost connection, or half of the slots in doubt, ends the use of the region."""
+        region.in_doubt += 1
+        if self._region is region and (lost or region.in_doubt * 2 >= self._settings.slots):
             self._region = None
 
     async def _mapped_region(self) -> Region | None:
@@ -262,7 +264,7 @@ class Triton:
         """The classical call on an uploaded graph: visual float32 (n, 6, 320, 320) -> float32 (n, 3, 320, 320)."""
         inputs = [_tensor("visual", visual, "FP32"), _tensor("audio", audio, "FP32")]
         async with self._in_flight:
-            result = await self._infer(model, inputs, ["output"], deadline.remaining_s())
+            result = await self._infer(model, inputs, ["output"], deadline)
         output: NDArray[np.float32] | None = result.as_numpy("output")
         if output is None or output.shape != (len(audio), 3, 320, 320):
             raise InferenceFailed(f"{model!r} answered with predictions of the wrong shape")
@@ -275,12 +277,18 @@ class Triton:
         model: str,
         inputs: list[wire.InferInput],
         outputs: list[str] | list[wire.InferRequestedOutput] | None,
-        timeout_s: float,
+        deadline: Deadline,
     ) -> wire.InferResult:
+        """Triton drops the request from its queue at the deadline; the setting bounds the wait for its answer."""
+        queue_s = min(deadline.remaining_s(), self._settings.timeout_s)
         requested = [wire.InferRequestedOutput(out) if isinstance(out, str) else out for out in outputs or []]
         try:
             return await self._client.infer(
-                model, inputs, outputs=requested or None, timeout=int(timeout_s * 1e6), client_timeout=timeout_s
+                model,
+                inputs,
+                outputs=requested or None,
+                timeout=int(queue_s * 1e6),
+                client_timeout=self._settings.timeout_s,
             )
         except InferenceServerException as error:
             raise translate(error) from error

@@ -29,10 +29,9 @@ class Residency:
         self._ready: set[str] = set()
         self._loads: dict[str, asyncio.Task[None]] = {}
 
-    @property
-    def resident(self) -> frozenset[str]:
-        """The models that this compositor loaded and has not seen missing since."""
-        return frozenset(self._ready)
+    def __contains__(self, model: str) -> bool:
+        """Whether this compositor loaded the model and has not seen it missing since."""
+        return model in self._ready
 
     async def ensure(self, model: str) -> None:
         """Returns when the model is loaded. A caller that goes away does not stop the load for the others."""

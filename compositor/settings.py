@@ -38,6 +38,12 @@ class ServerSettings(Section):
     max_frames: int = Field(50, ge=1, le=50, description="Most frames that one Composite call may ask for.")
     max_audio_s: float = Field(600, gt=0, le=3600, description="Longest speech in one Generate call, seconds.")
     threads: int = Field(0, ge=0, le=256, description="Threads that blend and encode; 0 means one a core.")
+    timeout_s: float = Field(
+        60,
+        gt=0,
+        le=3600,
+        description="Time for a call whose caller sets no deadline; for a stream, for its next frames.",
+    )
     drain_s: float = Field(
         10, ge=0, le=600, description="Time that running calls get to finish when the service stops."
     )
@@ -49,6 +55,9 @@ class TritonSettings(Section):
     endpoint: str = Field("127.0.0.1:8001", pattern=r"^[^\s/]+:\d+$", description="Triton's gRPC address, host:port.")
     timeout_s: float = Field(10, gt=0, le=600, description="Longest wait for one inference.")
     load_timeout_s: float = Field(120, gt=0, le=3600, description="Longest wait for a model to load.")
+    restart_wait_s: float = Field(
+        15, ge=0, le=600, description="How long a request waits for a Triton that cannot be reached, before it fails."
+    )
     shared_memory: Literal["auto", "off"] = Field(
         "auto",
         description="auto: mouths come back through system shared memory where Triton can map it; off: as tensors.",

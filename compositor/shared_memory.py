@@ -20,13 +20,14 @@ _DIRECTORY = Path("/dev/shm")
 
 
 class Region:
-    """`slots` pieces of `slot_bytes` each. A slot that is never released is never used again."""
+    """`slots` pieces of `slot_bytes` each. One that is not released is never used again; `in_doubt` counts those."""
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
         """Reserves the memory. Raises OSError where /dev/shm is missing or too small."""
         self.name = f"lipsync-{os.getpid()}-{secrets.token_hex(6)}"
         self.slot_bytes = slot_bytes
         self.size = slots * slot_bytes
+        self.in_doubt = 0
         path = _DIRECTORY / self.name
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:

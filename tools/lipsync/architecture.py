@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
 
 from compositor.errors import InvalidInput
 from lipsync.graph_builder import GraphBuilder
-from lipsync.seeded_weights import Filters, Moments, SeededWeights
+from lipsync.seeded_weights import Array, Filters, Moments, SeededWeights
 
 BATCH = "batch"
 VISUAL_SHAPE = (6, 320, 320)
@@ -24,7 +25,8 @@ MOUTH_SHAPE = (3, 320, 320)
 MEL_SHAPE = (1, 80, 16)
 EMBEDDING_SHAPE = (512,)
 
-# Pixels are in [0, 1] with a black rectangle in half of the channels; embeddings and the mel's [-4, 4] are about unit sized.
+# Pixels are in [0, 1] with a black rectangle in half of the channels; embeddings and the mel's [-4, 4] are about unit
+# sized.
 _PIXELS = Moments(0.4, 0.1)
 _EMBEDDINGS = Moments(0.4, 0.4)
 _MEL = Moments(0.0, 4.0)
@@ -44,13 +46,13 @@ class _Tensor:
 def unet(width: float = 1.0, seed: int = 0) -> onnx.ModelProto:
     """The avatar model: visual FP32 [n,6,320,320] and audio FP32 [n,32,16,16] -> output FP32 [n,3,320,320] in (0, 1).
 
-    `width` scales every channel count inside (to multiples of 8, at least 8), not the interface. The same arguments give
-    the same bytes on every platform. Opset 17, IR 8, symbolic batch.
+    `width` scales every channel count inside (to multiples of 8, at least 8), not the interface. The same arguments
+    give the same bytes on every platform. Opset 17, IR 8, symbolic batch.
 
-    Settled by the parameter count: the audio branch's two plain 3x3 convolutions have a bias although a BatchNorm follows
-    (no other convolution before a BatchNorm has one); the encoder has six stages, of which the first keeps 320x320; the
-    second block of every DC is residual. BatchNormalization nodes are written, not folded, so that the count is the true
-    one; ONNX Runtime folds them when it loads the model.
+    Settled by the parameter count: the audio branch's two plain 3x3 convolutions have a bias although a BatchNorm
+    follows (no other convolution before a BatchNorm has one); the encoder has six stages, of which the first keeps
+    320x320; the second block of every DC is residual. BatchNormalization nodes are written, not folded, so that the
+    count is the true one; ONNX Runtime folds them when it loads the model.
 
     Raises InvalidInput on a width outside (0, 4] or a seed outside 0..2**63-1.
     """
@@ -112,7 +114,8 @@ def audio_encoder(width: float = 1.0, seed: int = 0) -> onnx.ModelProto:
 def do_nothing() -> onnx.ModelProto:
     """A model of `unet`'s interface that costs two copies: output = visual[:, 0:3] + 0 * audio[:, 0, 0, 0].
 
-    For benchmarks of everything around the model. Both inputs are really read: a NaN in the audio's first element shows.
+    For benchmarks of everything around the model. Both inputs are really read: a NaN in the audio's first element
+    shows.
     """
     graph = GraphBuilder("do_nothing")
     visual = graph.input("visual", (BATCH, *VISUAL_SHAPE))
@@ -262,12 +265,17 @@ class _Network:
         *,
         groups: int,
         bias: bool,
-    ) -> tuple[_Tensor, Filters, np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None]:
+    ) -> tuple[_Tensor, Filters, Array | None]:
         filters = self._weights.filters(channels, x.channels // groups, kernel)
         inputs = [x.name, self.graph.constant(f"{name}/weight", filters.values())]
         offset = self._weights.vector(channels, -0.1, 0.1) if bias else None
         if offset is not None:
             inputs.append(self.graph.constant(f"{name}/bias", offset))
-        shape = {"kernel_shape": [kernel] * 2, "strides": list(stride), "pads": [padding] * 4, "group": groups}
+        shape: dict[str, Any] = {
+            "kernel_shape": [kernel] * 2,
+            "strides": list(stride),
+            "pads": [padding] * 4,
+            "group": groups,
+        }
         made = self.graph.node("Conv", inputs, name, **shape)
         return _Tensor(made, channels, Moments(0.0, 2 * x.moments.variance)), filters, offset

@@ -15,8 +15,10 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
+Outline = Sequence[tuple[float, float]]
 
 _SHIFT_BITS = 4
+_EDGE_SIGMA = 0.7  # canvas pixels; OpenCV's own anti-aliasing of polygons leaves steps
 
 
 def colour(hex_rgb: str) -> Colour:
@@ -31,7 +33,7 @@ def mix(first: Colour, second: Colour, share: float) -> Colour:
     return b, g, r
 
 
-def spline(points: Sequence[tuple[float, float]], *, closed: bool = True, steps: int = 12) -> Points:
+def spline(points: Outline, *, closed: bool = True, steps: int = 12) -> Points:
     """A smooth curve through `points` (Catmull-Rom, uniform), float32 [m, 2]."""
     knots = np.asarray(points, np.float32)
     if closed:
@@ -47,7 +49,22 @@ def spline(points: Sequence[tuple[float, float]], *, closed: bool = True, steps:
     return np.vstack(parts).astype(np.float32)
 
 
-def mirrored(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def polygon(points: Outline) -> Points:
+    """The points as they are, float32 [m, 2]."""
+    return np.asarray(points, np.float32)
+
+
+def shifted(points: Points, x: float, y: float) -> Points:
+    """The points moved by x, y."""
+    return (points + np.array([x, y], np.float32)).astype(np.float32)
+
+
+def sided(points: Outline, side: int) -> list[tuple[float, float]]:
+    """Points given for the viewer's right, or mirrored to the left where `side` is -1."""
+    return [(side * x, y) for x, y in points]
+
+
+def mirrored(points: Outline) -> list[tuple[float, float]]:
     """A closed outline from its right half, listed from top to bottom along x >= 0."""
     return [*points, *((-x, y) for x, y in reversed(points) if x > 0)]
 
@@ -71,7 +88,7 @@ def ribbon(curve: Points, widths: Sequence[float]) -> Points:
 
 @dataclass
 class Canvas:
-    """Premultiplied BGRA float32 `pixels` [h, w, 4] that show drawing units from `left`, `top` at `scale` pixels a unit."""
+    """Premultiplied BGRA float32 `pixels` [h, w, 4]: drawing units from `left`, `top`, at `scale` pixels a unit."""
 
     pixels: Array
     left: float
@@ -89,9 +106,9 @@ class Canvas:
         mask = np.zeros(self.pixels.shape[:2], np.uint8)
         at = (outline - np.array([self.left, self.top], np.float32)) * self.scale - 0.5
         cv2.fillPoly(mask, [np.round(at * (1 << _SHIFT_BITS)).astype(np.int32)], 255, cv2.LINE_AA, _SHIFT_BITS)
-        coverage = mask.astype(np.float32) * np.float32(1 / 255)
-        if blur > 0:
-            coverage = cv2.GaussianBlur(coverage, (0, 0), blur * self.scale).astype(np.float32)
+        coverage: Array = mask.astype(np.float32) * np.float32(1 / 255)
+        sigma = max(blur * self.scale, _EDGE_SIGMA)
+        cv2.GaussianBlur(coverage, (0, 0), sigma, dst=coverage)
         return coverage
 
     def window(self, outline: Points, margin: float) -> Canvas:
@@ -125,6 +142,19 @@ class Canvas:
             coverage *= clip[y : y + coverage.shape[0], x : x + coverage.shape[1]]
         part.lay(coverage, paint)
 
+    def stroke(
+        self,
+        points: Outline,
+        widths: Sequence[float],
+        paint: Colour,
+        opacity: float = 1.0,
+        *,
+        blur: float = 0.0,
+        clip: Array | None = None,
+    ) -> None:
+        """Paint a tapered stroke along the open spline through `points`."""
+        self.fill(ribbon(spline(points, closed=False), widths), paint, opacity, blur=blur, clip=clip)
+
     def ramp(self, start: tuple[float, float], end: tuple[float, float], first: Colour, last: Colour) -> Array:
         """A linear gradient [h, w, 3] from `first` at point `start` to `last` at point `end`, eased."""
         height, width = self.pixels.shape[:2]
@@ -134,8 +164,10 @@ class Canvas:
         t = ((x - start[0])[None, :] * dx + (y - start[1])[:, None] * dy) / (dx * dx + dy * dy)
         t = np.clip(t, 0, 1)
         t = (t * t * (3 - 2 * t)).astype(np.float32)[..., None]
-        return (np.asarray(first, np.float32) * (1 - t) + np.asarray(last, np.float32) * t).astype(np.float32)
+        blend: Array = np.asarray(first, np.float32) * (1 - t) + np.asarray(last, np.float32) * t
+        return blend
 
     def to_uint8(self) -> npt.NDArray[np.uint8]:
         """The pixels as uint8 [h, w, 4], still premultiplied."""
-        return np.clip(self.pixels * 255 + 0.5, 0, 255).astype(np.uint8)
+        pixels: npt.NDArray[np.uint8] = np.clip(self.pixels * 255 + 0.5, 0, 255).astype(np.uint8)
+        return pixels

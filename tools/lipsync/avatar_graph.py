@@ -6,7 +6,7 @@ Takes numbers and operator names and gives a checked ModelProto; knows nothing o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 IR_VERSION = 8
-Operand = "Value | float | npt.NDArray[np.float32] | npt.NDArray[np.int64]"
+Tensor: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.int64]"
+Operand: TypeAlias = "Value | float | Tensor"
 
 
 @dataclass
@@ -34,12 +35,16 @@ class Graph:
         if isinstance(value, Value):
             return value.name
         array = np.asarray(value, np.float32) if isinstance(value, float | int) else value
-        known = f"{array.dtype.str}{array.shape}{array.tobytes().hex()}" if array.size < 64 else f"large_{len(self.constants)}"
+        known = (
+            f"{array.dtype.str}{array.shape}{array.tobytes().hex()}"
+            if array.size < 64
+            else f"large_{len(self.constants)}"
+        )
         if known not in self.constants:
             self.constants[known] = numpy_helper.from_array(array, f"c{len(self.constants)}")
         return self.constants[known].name
 
-    def add(self, operator: str, *operands: Operand, **attributes: object) -> Value:
+    def add(self, operator: str, *operands: Operand, **attributes: Any) -> Value:
         """Add one node of the default domain; its only output."""
         name = f"v{len(self.nodes)}"
         names = [self.constant(operand) for operand in operands]

@@ -7,12 +7,28 @@ to high, mean of 2.5 neighbouring mel bands) at mel column c (0..15) of the wind
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
+from dataclasses import dataclass
 
-from lipsync import avatar, avatar_features
-from lipsync.avatar_drawing import Colour
-from lipsync.avatar_features import CHIN_SHARE, CHIN_Y, MAX_GAP, MOUTH_HALF_WIDTH, MOUTH_Y, UPPER_SHARE, Mouth
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from lipsync import avatar, avatar_palette
+from lipsync.avatar_drawing import Array, Colour
+from lipsync.avatar_features import (
+    CHIN_SHARE,
+    CHIN_Y,
+    MAX_GAP,
+    MOUTH_HALF_WIDTH,
+    MOUTH_Y,
+    NARROWING,
+    SAG,
+    TEETH_REACH,
+    UPPER_SHARE,
+    Mouth,
+    lip_curves,
+)
 from lipsync.avatar_graph import Graph, Value
 
 BANDS = 32
@@ -22,9 +38,11 @@ OWN_EMBEDDING = 9  # of the 16, the one whose window starts at the frame's own s
 
 _ROI = 320
 _ROI_PER_UNIT = avatar.ROI_PER_UNIT  # ROI pixels a drawing unit
-_TOP, _BOTTOM, _LEFT, _RIGHT = 148, 316, 24, 296  # the part of the ROI that ever moves
+_TOP, _BOTTOM, _LEFT, _RIGHT = 152, 316, 32, 288  # the part of the ROI that ever moves
 _LIPS = (164, 238, 92, 228)  # top, bottom, left, right: where the lips at rest are looked for
-_QUIET, _LOUD = 0.56, 0.74  # mean speech-band levels at which the mouth is shut and fully open
+# Mean speech-band levels. The mouth begins to open at QUIET and is fully open at LOUD; what stays above QUIET for the
+# whole 0.8 s that a frame sees is taken for noise, up to NOISY.
+QUIET, NOISY, LOUD = 0.22, 0.32, 0.48
 
 
 def loudness_encoder() -> onnx.ModelProto:
@@ -38,30 +56,48 @@ def loudness_encoder() -> onnx.ModelProto:
     levels = graph.add("Transpose", bands * 0.125 + 0.5, perm=[0, 1, 3, 2])
     features = levels.reshape(0, BANDS * COLUMNS)
     return graph.model(
-        "loudness_encoder", {"mel_spectrogram": ["n", 1, 80, 16]}, {"audio_features": (features, ["n", BANDS * COLUMNS])}
+        "loudness_encoder",
+        {"mel_spectrogram": ["n", 1, 80, 16]},
+        {"audio_features": (features, ["n", BANDS * COLUMNS])},
     )
 
 
-def _band_means(mel_bands: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+# What loudness is made of: about 150 to 1500 Hz, the first formant most. Vowels rather than hiss.
+_SPEECH_BANDS = np.array([0.85 ** max(0, band - 4) if 1 <= band < 16 else 0 for band in range(BANDS)], np.float32)
+
+
+def _band_means(mel_bands: int) -> Array:
     """Rows that average `mel_bands` into BANDS coarse ones of equal width, float32 [BANDS, mel_bands]."""
     edges = np.arange(BANDS + 1) * mel_bands / BANDS
     low, high = edges[:-1, None], edges[1:, None]
     band = np.arange(mel_bands)[None, :]
     share = np.clip(np.minimum(high, band + 1) - np.maximum(low, band), 0, None)
-    return (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+    means: Array = (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+    return means
 
 
-def _loudness_weights() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def loudness_weights() -> Array:
     """Weights [8192, 1] over a frame's 16 embeddings that give its smoothed mean level of the speech bands.
 
     Mel columns are 12.5 ms apart and the frame begins at column 0 of its own embedding.
     """
-    band = np.zeros(BANDS, np.float32)
-    band[2:20] = 1  # about 150 to 2600 Hz: vowels rather than hiss
     weights = np.zeros((EMBEDDINGS, COLUMNS, BANDS), np.float32)
-    weights[OWN_EMBEDDING - 1, :3] = np.float32([0.4, 0.6, 0.8])[:, None] * band
-    weights[OWN_EMBEDDING, :6] = np.float32([1, 1, 1, 0.9, 0.6, 0.3])[:, None] * band
-    return (weights / weights.sum()).reshape(-1, 1)
+    for column in range(-6, 9):
+        share = 1 + np.cos(np.pi * (column - 1.5) / 8)  # some 90 ms wide about the frame's middle: jaws have mass
+        frames_ago = max(0, -(column // 3))  # windows start some three columns apart
+        weights[OWN_EMBEDDING - frames_ago, column + 3 * frames_ago] = share * _SPEECH_BANDS
+    flat: Array = (weights / weights.sum()).reshape(-1, 1)
+    return flat
+
+
+def _opening(graph: Graph, audio: Value) -> Value:
+    """How far the mouth opens, [n,1,1,1] in [0, 1], from audio features [n,32,16,16]."""
+    level = graph.add("MatMul", audio.reshape(0, EMBEDDINGS * COLUMNS * BANDS), loudness_weights())
+    one = np.zeros((COLUMNS, BANDS), np.float32)
+    one[:4] = _SPEECH_BANDS
+    levels = graph.add("MatMul", audio.reshape(0, EMBEDDINGS, COLUMNS * BANDS), (one / one.sum()).reshape(-1, 1))
+    floor = (graph.add("ReduceMin", levels, axes=[1], keepdims=1).reshape(0, 1) + 0.03).clip(QUIET, NOISY)
+    return ((level - floor) / (LOUD - floor)).clip().reshape(0, 1, 1, 1)
 
 
 def mouth_model() -> onnx.ModelProto:
@@ -73,9 +109,7 @@ def mouth_model() -> onnx.ModelProto:
     graph = Graph()
     visual, audio = graph.input("visual"), graph.input("audio")
     roi = visual.part(1, 0, 3)
-    level = graph.add("MatMul", audio.reshape(0, EMBEDDINGS * COLUMNS * BANDS), _loudness_weights())
-    opening = ((level - _QUIET) * (1 / (_LOUD - _QUIET))).clip().reshape(0, 1, 1, 1)
-    moved = _moved_face(graph, roi, opening)
+    moved = _moved_face(graph, roi, _opening(graph, audio))
     middle = roi.part(2, _TOP, _BOTTOM)
     middle = graph.add("Concat", middle.part(3, 0, _LEFT), moved, middle.part(3, _RIGHT, _ROI), axis=3)
     output = graph.add("Concat", roi.part(2, 0, _TOP), middle, roi.part(2, _BOTTOM, _ROI), axis=2)
@@ -90,28 +124,61 @@ def _moved_face(graph: Graph, roi: Value, opening: Value) -> Value:
     """The part of the ROI that moves, with the mouth opened: [n,3,_BOTTOM-_TOP,_RIGHT-_LEFT]."""
     still = roi.part(2, _TOP, _BOTTOM).part(3, _LEFT, _RIGHT)
     x, y, tilt = _find_lips(roi)
-    columns = np.arange(_LEFT, _RIGHT, dtype=np.float32).reshape(1, 1, 1, -1)
-    rows = np.arange(_TOP, _BOTTOM, dtype=np.float32).reshape(1, 1, -1, 1)
-    across, down = graph.add("Sub", columns, x), graph.add("Sub", rows, y)
+    columns = np.arange(_LEFT, _RIGHT, dtype=np.float32).reshape(1, 1, 1, -1) * np.float32(1 / _ROI_PER_UNIT)
+    rows = np.arange(_TOP, _BOTTOM, dtype=np.float32).reshape(1, 1, -1, 1) * np.float32(1 / _ROI_PER_UNIT)
+    across, down = columns - x * (1 / _ROI_PER_UNIT), rows - y * (1 / _ROI_PER_UNIT)
     # Drawing units about the middle of the lips at rest, turned with the head.
-    u = (across + tilt * down) * (1 / _ROI_PER_UNIT)
-    v = (down - tilt * across) * (1 / _ROI_PER_UNIT)
-    narrowing = 1.0 - 0.07 * opening
-    s = u / (MOUTH_HALF_WIDTH * narrowing)
+    u, v = across + tilt * down, down - tilt * across
     gap = opening * MAX_GAP
-    bow = (1.0 - s * s).clip(1e-6, 1.0)
-    root = bow.sqrt()
-    parting = gap * (root * root.sqrt() - 1e-6**0.75)
-    rest = _rest_line((s * s).clip())
-    upper, lower = rest - UPPER_SHARE * parting, rest + (1 - UPPER_SHARE) * parting
-    shift_u, shift_v = _shifts(graph, u, v, s, gap, upper, lower, opening)
-    source_x = columns + (shift_u - tilt * shift_v) * _ROI_PER_UNIT
-    source_y = rows + (shift_v + tilt * shift_u) * _ROI_PER_UNIT
-    grid = _grid(graph, source_x, source_y)
-    warped = graph.add("GridSample", still, grid, mode="bilinear", padding_mode="border", align_corners=1)
-    painted = _paint_cavity(warped, s, u, v, upper, lower, parting, gap)
+    # Two passes: the mouth opens at its full width, then its corners come together.
+    wide = _Lips.at(u * (1 / MOUTH_HALF_WIDTH), opening)
+    shift = _fall(graph, u, v, wide, gap)
+    opened = _resample(graph, still, 2, (rows - shift) * _ROI_PER_UNIT - float(_TOP))
+    s = u / ((1.0 - NARROWING * opening) * MOUTH_HALF_WIDTH)
+    near = (1.0 - s * s * 0.3).clip() * (1.0 - v * v * (1 / 1600)).clip()
+    inwards = u * near * (opening * NARROWING)
+    warped = _resample(graph, opened, 3, (columns + inwards + tilt * shift) * _ROI_PER_UNIT - float(_LEFT))
+    painted = _paint_cavity(warped, u, v, _Lips.at(s, opening), gap)
     # uint8 conversion downstream truncates: half a level makes it round. At silence the ROI passes unchanged.
     return still + (opening * 10.0).clip() * (painted + 0.5 / 255 - still)
+
+
+@dataclass(frozen=True)
+class _Lips:
+    """The lines of the lips at each pixel: `s` across in half-widths, the others down in drawing units."""
+
+    s: Value
+    rest: Value
+    upper: Value
+    lower: Value
+
+    @classmethod
+    def at(cls, s: Value, opening: Value) -> _Lips:
+        squared = (s * s).clip()
+        root = (1.0 - squared).sqrt()
+        parting = (opening * MAX_GAP) * (root * root.sqrt().sqrt())
+        beyond = (1.45 - 0.45 * s * s).clip()
+        sag = (opening * SAG) * squared * beyond
+        rest = squared * float(_LINE[0]) + float(_LINE[1])
+        for factor in _LINE[2:]:
+            rest = rest * squared + float(factor)
+        upper = rest + sag - UPPER_SHARE * parting
+        return cls(s, rest, upper, upper + parting)
+
+
+def _resample(graph: Graph, image: Value, axis: int, source: Value) -> Value:
+    """The image [n,3,h,w] taken at fractional positions `source` [n,1,h,w] along one axis, linearly.
+
+    GatherElements along each axis in turn takes a tenth of the time that GridSample takes in ONNX Runtime.
+    """
+    last = (_BOTTOM - _TOP if axis == 2 else _RIGHT - _LEFT) - 1
+    source = source.clip(0.0, last - 0.001)
+    floor = graph.add("Floor", source)
+    first = graph.add("Cast", floor, to=TensorProto.INT64)
+    first = graph.add("Concat", first, first, first, axis=1)
+    second = first + np.asarray(1, np.int64)
+    before, after = (graph.add("GatherElements", image, index, axis=axis) for index in (first, second))
+    return before + (source - floor) * (after - before)
 
 
 def _find_lips(roi: Value) -> tuple[Value, Value, Value]:
@@ -130,9 +197,9 @@ def _find_lips(roi: Value) -> tuple[Value, Value, Value]:
     return mean_x + _ROI / 2, mean_y + _LIPS_Y, tilt
 
 
-def _measured_lips() -> tuple[float, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """Height of the lips' centroid (drawing units) and the line between the lips about it, a polynomial in s squared."""
-    top, line, _, bottom = avatar_features.lip_curves(Mouth())
+def _measured_lips() -> tuple[float, npt.NDArray[np.float64]]:
+    """Height of the lips' centroid and the line between the lips about it (polynomial in s squared), drawing units."""
+    top, line, _, bottom = lip_curves(Mouth())
     thickness = bottom[:, 1] - top[:, 1]
     centre = float(np.sum((bottom[:, 1] + top[:, 1]) / 2 * thickness) / np.sum(thickness))
     s = np.linspace(-1, 1, len(line))
@@ -143,66 +210,49 @@ _CENTRE, _LINE = _measured_lips()
 _LIPS_Y = _ROI / 2 + (_CENTRE - avatar.RECT_Y) * _ROI_PER_UNIT
 
 
-def _rest_line(s_squared: Value) -> Value:
-    line = s_squared * float(_LINE[0]) + float(_LINE[1])
-    for factor in _LINE[2:]:
-        line = line * s_squared + float(factor)
-    return line
-
-
-def _shifts(
-    graph: Graph, u: Value, v: Value, s: Value, gap: Value, upper: Value, lower: Value, opening: Value
-) -> tuple[Value, Value]:
-    """Where each pixel comes from, as offsets in drawing units: the jaw falls, the lower lip with it."""
+def _fall(graph: Graph, u: Value, v: Value, lips: _Lips, gap: Value) -> Value:
+    """How far the picture at each pixel has come down, drawing units: the jaw falls, the lower lip with it."""
     chin = CHIN_Y - _CENTRE
     fall = gap * CHIN_SHARE
-    beside = (1.0 - (u * (1 / 112)) * (u * (1 / 112))).clip()
+    beside = (1.0 - u * u * (1 / 108**2)).clip()
     jaw = ((v + (_CENTRE - MOUTH_Y + 8)) / (fall + (chin + _CENTRE - MOUTH_Y))).smooth()
-    neck = 1.0 - ((v - chin - fall) / (_FLOOR - chin - fall)).smooth()
+    neck = 1.0 - ((v - (fall + chin)) / ((_FLOOR - chin) - fall)).smooth()
     base = fall * beside * jaw * neck
-    lip = (lower - _rest_line((s * s).clip()) - base).clip(0.0, 100.0)
-    below = base + lip * (1.0 - ((v - lower - 9.0) * (1 / 44)).smooth())
-    above = (upper - _rest_line((s * s).clip())) * (1.0 - ((upper - v) * (1 / 22)).smooth())
-    open_middle = (upper + lower) * 0.5
-    shift_v = graph.add("Where", graph.add("Less", v, open_middle), above, below)
-    near = (1.0 - s * s * 0.3).clip() * (1.0 - v * v * (1 / 2500)).clip()
-    return u * near * opening * 0.07, 0.0 - shift_v
+    lip = graph.add("Max", lips.lower - lips.rest - base, 0.0)
+    below = base + lip * (1.0 - ((v - lips.lower - 9.0) * (1 / 44)).smooth())
+    above = (lips.upper - lips.rest) * (1.0 - ((lips.upper - v) * (1 / 22)).smooth())
+    return graph.add("Where", graph.add("Less", v + v, lips.upper + lips.lower), above, below)
 
 
 _FLOOR = (_BOTTOM - 4 - _LIPS_Y) / _ROI_PER_UNIT  # where the neck no longer moves, drawing units below the lips
 
 
-def _grid(graph: Graph, x: Value, y: Value) -> Value:
-    """Sampling grid [n,h,w,2] in [-1,1] from ROI pixels."""
-    wide = (x - float(_LEFT)) * (2 / (_RIGHT - _LEFT - 1)) - 1.0
-    high = (y - float(_TOP)) * (2 / (_BOTTOM - _TOP - 1)) - 1.0
-    return graph.add("Transpose", graph.add("Concat", wide, high, axis=1), perm=[0, 2, 3, 1])
-
-
-def _paint_cavity(
-    face: Value, s: Value, u: Value, v: Value, upper: Value, lower: Value, parting: Value, gap: Value
-) -> Value:
-    """Dark cavity, tongue, upper teeth and the lip's shadow, in the order and colours of the drawing."""
-    depth = v - upper
-    inside = (depth * 1.0 + 0.5).clip() * ((lower - v) * 1.0 + 0.5).clip() * (parting * 0.5).clip()
-    mouth = _tint(avatar_features.CAVITY_DEEP) + (depth * (1 / 22)).smooth() * _difference(
-        avatar_features.CAVITY_DEEP, avatar_features.CAVITY
+def _paint_cavity(face: Value, u: Value, v: Value, lips: _Lips, gap: Value) -> Value:
+    """Dark cavity, tongue, upper teeth, the lip's shadow and the corners, in the colours of the drawing."""
+    depth, s = v - lips.upper, lips.s
+    inside = (depth - 0.4).clip() * (lips.lower - v + 1.6).clip() * ((lips.lower - lips.upper) * 0.5).clip()
+    mouth = _tint(avatar_palette.CAVITY_DEEP) + (depth * (1 / 22)).smooth() * _difference(
+        avatar_palette.CAVITY_DEEP, avatar_palette.CAVITY
     )
     tongue_y = gap * (1 - UPPER_SHARE) + (float(_LINE[-1]) + 0.5)
     across, down = u * (1 / 22), (v - tongue_y) * (1 / 9)
     tongue = ((1.25 - (across * across + down * down)) * 2.0).smooth() * 0.9
-    mouth = mouth + tongue * (_tint(avatar_features.TONGUE) - mouth)
-    edge = (gap * 0.55).clip(0.0, 7.5) * (1.0 - s * s * s * s)
-    teeth = ((edge - depth) * 0.9 + 0.5).clip() * ((0.42 - s * s) * 8.0).clip() * (gap * 0.3 - 0.4).clip() * 0.95
-    mouth = mouth + teeth * (_tint(avatar_features.TEETH) - mouth)
+    mouth = mouth + tongue * (_tint(avatar_palette.TONGUE) - mouth)
+    reach = s * s * (1 / TEETH_REACH**2)
+    edge = (gap * 0.55).clip(0.0, 7.5) * (1.0 - reach * reach).clip()
+    teeth = ((edge - depth) * 0.9 + 0.5).clip() * (edge * 0.5).clip() * 0.95
+    mouth = mouth + teeth * (_tint(avatar_palette.TEETH) - mouth)
     shadow = (1.0 - depth * (1 / 4.0)).clip() * 0.55
-    mouth = mouth + shadow * (_tint(avatar_features.CAVITY_DEEP) - mouth)
-    return face + inside * (mouth - face)
+    mouth = mouth + shadow * (_tint(avatar_palette.CAVITY_DEEP) - mouth)
+    face = face + inside * (mouth - face)
+    off_corner, off_line = (s * s - 0.95) * (1 / 0.16), (v + v - lips.upper - lips.lower) * (1 / 4.6)
+    crease = (1.0 - off_corner * off_corner).clip() * (1.0 - off_line * off_line).clip() * (gap * 0.12).clip(0.0, 0.85)
+    return face + crease * (_tint(avatar_palette.LIP_LINE) - face)
 
 
-def _tint(paint: Colour) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _tint(paint: Colour) -> Array:
     return np.asarray(paint, np.float32).reshape(1, 3, 1, 1)
 
 
-def _difference(first: Colour, last: Colour) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _difference(first: Colour, last: Colour) -> Array:
     return _tint(last) - _tint(first)

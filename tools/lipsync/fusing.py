@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from compositor.blending import CROP_SIZE, ROI_BORDER, ROI_SIZE
-from compositor.errors import InvalidInput
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from compositor.blending import CROP_SIZE, ROI_BORDER, ROI_SIZE
+from compositor.errors import InvalidInput
 
 CropsMode = Literal["resident", "sent"]
 
@@ -74,7 +75,7 @@ def fuse(
     uploaded.CopyFrom(model.graph)
     del uploaded.input[:], uploaded.output[:], uploaded.value_info[:]
     renamed = {visual: PREFIX + "visual", audio: "audio", output: PREFIX + "prediction"}
-    _rename(uploaded, renamed)
+    _rename(uploaded, renamed, {"audio", "frame_index", "crop", "mouth", "finite"})
     before = list(wrapper.nodes)
     wrapper.nodes = []
     _finish(wrapper, crop, PREFIX + "prediction")
@@ -97,6 +98,15 @@ def fuse(
     fused = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="triton-lipsync")
     fused.ir_version = max(_REDUCED_IR, model.ir_version)
     return fused
+
+
+def canonical(model: onnx.ModelProto, renamed: dict[str, str]) -> onnx.ModelProto:
+    """A copy of an uploaded graph whose inputs and outputs are called as `renamed` says: what it is called -> wanted."""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    _rename(out.graph, renamed, set(renamed.values()))
+    del out.graph.value_info[:]
+    return out
 
 
 def _check_free(model: onnx.ModelProto) -> None:
@@ -144,7 +154,7 @@ def _present(wrapper: _Wrapper, crop: str, visual: str) -> None:
 
 def _finish(wrapper: _Wrapper, crop: str, prediction: str) -> None:
     """prediction -> the crop with the prediction in it, and whether all of the prediction was finite."""
-    # A mean is finite only if every value is (values are bounded by far, so their sum does not overflow by itself).
+    # A mean is finite only if every value is; predictions are near [0, 1], their sum does not overflow.
     mean = wrapper.add("GlobalAveragePool", [prediction], "mean")
     channels = wrapper.add("Flatten", [mean], "mean_flat", axis=1)
     total = wrapper.add("MatMul", [channels, wrapper.constant("ones", np.ones((3, 1), np.float32))], "total")
@@ -164,18 +174,19 @@ def _finish(wrapper: _Wrapper, crop: str, prediction: str) -> None:
     wrapper.add("Concat", [top, middle, bottom], "mouth", axis=1)
 
 
-def _rename(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
-    """Renames tensors in place, in subgraphs too, and moves an uploaded name out of the way of one that we need."""
-    ours = {"audio", "frame_index", "crop", "mouth", "finite"}
+def _rename(graph: onnx.GraphProto, renamed: dict[str, str], reserved: set[str]) -> None:
+    """Renames tensors in place, in subgraphs too, and moves an uploaded name out of the way of a reserved one."""
 
     def new(name: str) -> str:
-        return renamed.get(name, f"uploaded/{name}" if name in ours else name)
+        return renamed.get(name, f"uploaded/{name}" if name in reserved else name)
 
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [new(name) for name in names]
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
-                _rename(subgraph, renamed)
-    for value in (*graph.input, *graph.output, *graph.initializer):
+                _rename(subgraph, renamed, reserved)
+    for value in (*graph.input, *graph.output):
         value.name = new(value.name)
+    for initializer in graph.initializer:
+        initializer.name = new(initializer.name)

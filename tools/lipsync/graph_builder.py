@@ -1,4 +1,5 @@
-"""Writes an ONNX graph node by node: names and numpy arrays come in, a ModelProto goes out. It knows nothing of any network."""
+"""Writes an ONNX graph node by node: names and numpy arrays come in, a ModelProto goes out. It knows nothing of any
+network."""
 
 from __future__ import annotations
 
@@ -38,13 +39,14 @@ class GraphBuilder:
             raise ValueError(f"no node makes the output {name!r}")
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
-    def constant(self, name: str, value: npt.NDArray[Any]) -> str:
+    def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
         """Stores `value` as an initializer (raw little-endian bytes) and returns its name."""
-        self._initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), self._new(name)))
+        self._initializers.append(numpy_helper.from_array(np.asarray(value), self._new(name)))
         return name
 
     def node(self, operator: str, inputs: Sequence[str], name: str, *, output: str = "", **attributes: Any) -> str:
-        """Adds a node of the default domain with one output and returns that tensor's name (`name` unless `output` is given).
+        """Adds a node of the default domain with one output and returns that tensor's name (`name` unless `output` is
+        given).
 
         An empty string in `inputs` leaves an optional input out.
         """

@@ -1,7 +1,7 @@
 """Checks an uploaded model: a path comes in, what is known of the model or one clear refusal goes out.
 
-The file is a stranger's. A child process under limits parses and runs it (`model_probe`); this side believes nothing but
-the child's report, and reads the file itself only once it is known to be the one that passed.
+The file is a stranger's. A child process under limits parses and runs it (`model_probe`); this side believes nothing
+but the child's report, and reads the file itself only once it is known to be the one that passed.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class _Report(_Strict):
 def inspect(path: Path, *, names: Mapping[str, str] = _NO_NAMES, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> AvatarModel:
     """Checks an avatar model without running it, in a child process.
 
-    `names` maps roles (visual, audio, output) to tensor names where several tensors fit a role. Raises InvalidInput, one
-    line 'avatar model: FILE, fault; remedy'.
+    `names` maps roles (visual, audio, output) to tensor names where several tensors fit a role. Raises InvalidInput,
+    one line 'avatar model: FILE, fault; remedy'.
     """
     report = _ask(path, AVATAR, names, limit_bytes=limit_bytes)
     return AvatarModel(**_fields(report))
@@ -117,18 +117,27 @@ def probe(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     threads: int = 1,
 ) -> ProbeResult:
-    """Checks a model as `inspect` does, then runs it in the same child, alone and at `batch` (>= 1), on `threads` threads.
+    """Checks a model as `inspect` does, then runs it in the same child, alone and at `batch` (>= 1), on `threads`
+    threads.
 
     The model has its batch axis made dynamic first, as `load_dynamic` does. Refused, as InvalidInput: an output that is
-    not finite, of another shape or far outside [0,1]; rows that depend on their batch; a crash; more memory or time than
-    allowed. Inspecting before is not needed: the result carries the model.
+    not finite, of another shape or far outside [0,1]; rows that depend on their batch; a crash; more memory or time
+    than allowed. Inspecting before is not needed: the result carries the model.
     """
     if batch < 1:
         raise InvalidInput(f"batch: {batch} is below 1; give the batch size that is to be served", field="batch")
-    limits = {"memory_limit_bytes": memory_limit_bytes, "timeout_s": timeout_s}
-    report = _ask(model_path, interface, names, limit_bytes=limit_bytes, batch=batch, threads=threads, **limits)
+    report = _ask(
+        model_path,
+        interface,
+        names,
+        limit_bytes=limit_bytes,
+        batch=batch,
+        threads=threads,
+        memory_limit_bytes=memory_limit_bytes,
+        timeout_s=timeout_s,
+    )
     if report.probe is None:
-        raise _crashed(interface, model_path, "the check answered nonsense")
+        raise _nonsense(interface, model_path)
     kind = AvatarModel if interface.kind == "avatar" else EncoderModel
     return ProbeResult(
         model=kind(**_fields(report)),
@@ -190,22 +199,22 @@ def _ask(
     if said:
         _log.debug("the check of %s said: %s", path, one_line(said))
     if code != 0:
-        raise _crashed(interface, path, _reason(code, timeout_s, said))
+        raise interface.refusal(os.fspath(path), *_reason(code, timeout_s, said))
     try:
         report = _Report.model_validate_json(written)
     except ValidationError:
-        raise _crashed(interface, path, "the check answered nonsense") from None
+        raise _nonsense(interface, path) from None
     if report.refused is not None:
         raise InvalidInput(one_line(report.refused), field="model")
     if report.model is None or len(report.model.inputs) != len(interface.inputs):
-        raise _crashed(interface, path, "the check answered nonsense")
+        raise _nonsense(interface, path)
     return report
 
 
 def _run_child(request: str, output: IO[bytes], messages: IO[bytes], timeout_s: float) -> int | None:
     """Runs the child in a session of its own; its exit code, or None where it was killed for taking too long."""
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)  # noqa: PTH100
+    environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
     environment["OPENBLAS_NUM_THREADS"] = "1"
     command = [sys.executable, "-B", "-m", "lipsync.model_probe", request]
     process = subprocess.Popen(
@@ -233,17 +242,19 @@ def _content(file: IO[bytes], limit_bytes: int = 1 << 20) -> bytes:
     return file.read(limit_bytes)
 
 
-def _reason(code: int | None, timeout_s: float, said: str) -> str:
+def _reason(code: int | None, timeout_s: float, said: str) -> tuple[str, str]:
+    """Fault and remedy for a child that ended without a report."""
     if code is None or code in (-signal.SIGXCPU, -signal.SIGALRM):
-        return f"checking it took longer than {timeout_s:g} s"
+        return f"checking it took longer than {timeout_s:g} s", "use a smaller model or batch, or allow more time"
     if code == -signal.SIGKILL:
-        return "the check was killed, most likely because the machine ran out of memory"
+        return "the check was killed, most likely because the machine ran out of memory", "use a smaller model or batch"
     if "MemoryError" in said or "bad_alloc" in said:
-        return "checking it took more memory than allowed"
+        return "checking it took more memory than allowed", "use a smaller model or batch, or allow more memory"
     if code < 0:
-        return f"it crashes ONNX Runtime ({signal.Signals(-code).name})"
-    return "the check failed"
+        return f"it crashes ONNX Runtime ({signal.strsignal(-code)})", "export it again with opset 17"
+    last = (said.strip().splitlines() or ["no reason given"])[-1]
+    return f"the check failed ({last[-200:]})", "try again, then export it again with opset 17"
 
 
-def _crashed(interface: Interface, path: Path, fault: str) -> InvalidInput:
-    return interface.refusal(os.fspath(path), fault, "export it again with opset 17, or use a smaller model")
+def _nonsense(interface: Interface, path: Path) -> InvalidInput:
+    return interface.refusal(os.fspath(path), "the check answered nonsense", "export it again with opset 17")

@@ -80,7 +80,8 @@ INTERFACES: Mapping[str, Interface] = {interface.kind: interface for interface i
 
 @dataclass(frozen=True)
 class UploadedModel:
-    """What inspection found: tensor names in the interface's order, versions, and the digest that ties it to the file."""
+    """What inspection found: tensor names in the interface's order, versions, and the digest that ties it to the
+    file."""
 
     inputs: tuple[str, ...]
     output: str

@@ -1,7 +1,7 @@
 """The child process that meets a stranger's model: one request (JSON) in argv, one report (JSON) on standard output.
 
-It parses, checks and runs the model on the CPU under limits that it first puts on itself. Parsing and running are where a
-hostile file would attack, so the parent (`model_check`) reads nothing but the report. Run as `python -m lipsync.model_probe`.
+It parses, checks and runs the model on the CPU under limits that it first puts on itself. Parsing and running are where
+a hostile file would attack, so the parent (`model_check`) reads nothing but the report.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ _DYNAMIC_AXES = "export with dynamic_axes naming axis 0 of every input and outpu
 
 
 def main() -> None:
-    """Answers the request in argv[1]. The report goes to a private copy of standard output, which native code cannot reach."""
+    """Answers the request in argv[1]. Standard output is given to the report alone: what native code prints goes to
+    standard error."""
     report_fd = os.dup(1)
     os.dup2(2, 1)
     request = json.loads(sys.argv[1])
-    _limit_self(request["memory_limit_bytes"], request["timeout_s"])
+    _limit_self(request["memory_limit_bytes"], request["timeout_s"], request["threads"])
     report = answer(request)
     with os.fdopen(report_fd, "w", encoding="ascii") as pipe:
         json.dump(report, pipe)
 
 
-def _limit_self(memory_bytes: int, timeout_s: float) -> None:
-    """Memory (RLIMIT_DATA: RLIMIT_AS would also count address space that runtimes only reserve), CPU, wall clock, files."""
+def _limit_self(memory_bytes: int, timeout_s: float, threads: int) -> None:
+    """Limits memory, CPU, wall clock and files. RLIMIT_DATA, because RLIMIT_AS counts what runtimes only reserve."""
     seconds = max(1, int(timeout_s))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds * 2, seconds * 2))
+    cpu_s = seconds * (threads + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_REPORT_LIMIT_BYTES, _REPORT_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Ends an orphan whose parent was killed before it could.
@@ -89,13 +91,13 @@ def _read(interface: Interface, path: str, limit_bytes: int) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise interface.refusal(path, f"cannot be read ({error.strerror})", "give an ONNX file") from None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise interface.refusal(path, "not a file", "give an ONNX file")
+    if status.st_size > limit_bytes:
+        fault = f"{status.st_size:,} bytes are more than the limit of {limit_bytes:,}"
+        raise interface.refusal(path, fault, "the real model has about 49 MB: is this the right file?")
     with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise interface.refusal(path, "not a file", "give an ONNX file")
-        if status.st_size > limit_bytes:
-            fault = f"{status.st_size:,} bytes are more than the limit of {limit_bytes:,}"
-            raise interface.refusal(path, fault, "the real model has about 49 MB: is this the right file?")
         return file.read(limit_bytes)
 
 

@@ -1,6 +1,7 @@
 """The rules an uploaded ONNX must keep: bytes come in, an UploadedModel or a refusal goes out.
 
-It parses a stranger's bytes: only the child process of `model_probe` calls `examine`. No file is opened and nothing is run.
+It parses a stranger's bytes: only the child process of `model_probe` calls `examine`. No file is opened and nothing is
+run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lipsync.model_interface import (
 )
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+_COPY_AGAIN = "copy it again, or export the model to ONNX"
 _EXPORT_AGAIN = "export it again with opset 17"
 _DYNAMIC_AXES = "export with dynamic_axes naming axis 0 of every input and output"
 
@@ -66,11 +68,9 @@ class Rules:
         try:
             model = onnx.load_model_from_string(data)
         except DecodeError:
-            raise self._refusal(
-                "not an ONNX file, or cut short", "copy it again, or export the model to ONNX"
-            ) from None
+            raise self._refusal("not an ONNX file, or cut short", _COPY_AGAIN) from None
         if not model.HasField("graph") or not model.graph.node:
-            raise self._refusal("it holds no graph", "copy it again, or export the model to ONNX")
+            raise self._refusal("it holds no graph", _COPY_AGAIN)
         if model.functions:
             raise self._refusal("it defines local functions", "export with plain operators (opset 17)")
         if model.training_info:
@@ -85,9 +85,7 @@ class Rules:
         for node in graph.node:
             if node.domain not in _DEFAULT_DOMAINS:
                 fault = f"the node {node.name!r} needs the operator {node.domain}.{node.op_type}"
-                raise self._refusal(
-                    fault, "only operators of the default ONNX domain are served: export without custom ones"
-                )
+                raise self._refusal(fault, "export with operators of the default ONNX domain only")
 
     def _opset(self, model: onnx.ModelProto) -> int:
         if model.ir_version > MAX_IR_VERSION:
@@ -122,9 +120,8 @@ class Rules:
             listed = ", ".join(f"{value.name} {shape_text(_dims(value))}" for value in fed) or "none"
             raise self._refusal(f"it has {len(fed)} inputs ({listed}) instead of {len(specs)}", self._expected())
         inputs = [self._tensor(spec, "input", fed, names.get(spec.role)) for spec in specs]
-        output = self._tensor(
-            self._interface.output, "output", list(graph.output), names.get(self._interface.output.role)
-        )
+        answer = self._interface.output
+        output = self._tensor(answer, "output", graph.output, names.get(answer.role))
         chosen = [value.name for value in (*inputs, output)]
         if len(set(chosen)) != len(chosen):
             raise self._refusal(f"the tensor {chosen[0]!r} fits several roles", self._name_them())
@@ -150,9 +147,8 @@ class Rules:
         element = value.type.tensor_type.elem_type
         if element != TensorProto.FLOAT:
             known = TensorProto.DataType.Name(element) if element in TensorProto.DataType.values() else str(element)
-            raise self._refusal(
-                f"the {side} {value.name} is {known}, not float32", "export with float32 inputs and outputs"
-            )
+            fault = f"the {side} {value.name} is {known}, not float32"
+            raise self._refusal(fault, "export with float32 inputs and outputs")
         if not re.fullmatch(TENSOR_NAME_PATTERN, value.name):
             fault = f"the {side} name {value.name!r} has other characters than letters, digits and _.:/-"
             raise self._refusal(fault, "export with plain input_names and output_names")
@@ -176,12 +172,12 @@ class Rules:
 
 
 def make_dynamic(model: onnx.ModelProto, found: UploadedModel, interface: Interface) -> None:
-    """Gives `model` a symbolic batch axis in place: its interface states the expected shapes, and shapes noted inside are
-    dropped (a fixed export noted batch 1 there). Weights and nodes stay as they are."""
+    """Gives `model` a symbolic batch axis in place: its interface states the expected shapes, and shapes noted inside
+    are dropped (a fixed export noted batch 1 there). Weights and nodes stay as they are."""
     expected = dict(zip((*found.inputs, found.output), (*interface.inputs, interface.output), strict=True))
     for value in (*model.graph.input, *model.graph.output):
         if value.name in expected:
-            shape = ("batch", *expected[value.name].shape)
+            shape: list[int | str | None] = ["batch", *expected[value.name].shape]
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape))
     for graph in graphs(model):
         del graph.value_info[:]
@@ -212,19 +208,16 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    """The dimensions: a number where fixed, a name or ? where not; empty where the file gives no shape."""
+    """The dimensions: a number where fixed, a name or ? where not; empty for what is no tensor."""
     return tuple(
         dim.dim_value if dim.dim_value > 0 else (dim.dim_param or "?") for dim in value.type.tensor_type.shape.dim
     )
 
 
 def _may_be(value: onnx.ValueInfoProto, spec: TensorSpec) -> bool:
-    """Whether unnamed dimensions could be `spec`'s: exporters leave those of outputs behind a Resize open. The probe decides."""
+    """Whether unnamed dimensions could be `spec`'s: exporters leave those of outputs behind a Resize open. The probe
+    decides."""
     dims = _dims(value)
-    if not value.type.HasField("tensor_type"):
-        return False
-    if not value.type.tensor_type.HasField("shape"):
-        return True
     return len(dims) == len(spec.shape) + 1 and all(
         isinstance(found, str) or found == wanted for found, wanted in zip(dims[1:], spec.shape, strict=True)
     )

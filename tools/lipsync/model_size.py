@@ -10,7 +10,6 @@ import onnx
 # The inputs of an operator that torch would count as parameters; a BatchNorm's running statistics are buffers there.
 _PARAMETER_INPUTS = {
     "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
     "Gemm": (1, 2),
     "MatMul": (0, 1),
     "BatchNormalization": (1, 2),
@@ -18,8 +17,8 @@ _PARAMETER_INPUTS = {
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """The trainable numbers as torch counts them: weights and biases of convolutions and matrix products, scale and shift
-    of BatchNorms. A model whose BatchNorms an exporter folded away holds fewer than it was trained with."""
+    """The trainable numbers as torch counts them: weights and biases of convolutions and matrix products, scale and
+    shift of BatchNorms. A model whose BatchNorms an exporter folded away holds fewer than it was trained with."""
     stored = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     return sum(stored[name] for name in {name for node in model.graph.node for name in _trained(node)} & stored.keys())
 

@@ -16,8 +16,9 @@ _BITS = 24
 _ONE = 1 << (_BITS - 1)
 # The variance of a uniform variable on [-1, 1).
 _UNIFORM_VARIANCE = 1 / 3
-# Neighbouring pixels and offsets of channels correlate, which the prediction of variances leaves out; without this margin
-# they add up to deviations of 10 to 50 at the end of the avatar model, with it all of its layers stay within 0.2 to 4.
+# Neighbouring pixels and offsets of channels correlate, which the prediction of variances leaves out; without this
+# margin they add up to deviations of 10 to 50 at the end of the avatar model, with it all of its layers stay within 0.2
+# to 4.
 _MARGIN = 1.1
 
 Array = npt.NDArray[np.float32]
@@ -80,8 +81,9 @@ class SeededWeights:
         return ((low + high) / 2 + self._integers(length) * ((high - low) / 2 / _ONE)).astype(np.float32)
 
     def normalisation(self, filters: Filters, bias: Array | None, source: Moments) -> Normalisation:
-        """Statistics as training would have left them: each channel's expected mean and variance are what `filters` make of
-        `source` (and a little more variance), so that the output has mean about 0 and variance about 1; scale and shift vary by channel."""
+        """Statistics as training would have left them: each channel's expected mean and variance are what `filters`
+        make of `source` (and a little more variance), so that the output has mean about 0 and variance about 1; scale
+        and shift vary by channel."""
         mean = filters.sums() * source.mean + (0 if bias is None else bias)
         length = len(mean)
         return Normalisation(
@@ -95,7 +97,8 @@ class SeededWeights:
     def _integers(self, count: int) -> npt.NDArray[np.int64]:
         """Uniform integers in [-2**23, 2**23)."""
         raw: npt.NDArray[np.uint64] = self._stream.random_raw(count)
-        return (raw >> np.uint64(64 - _BITS)).astype(np.int64) - _ONE
+        signed: npt.NDArray[np.int64] = (raw >> np.uint64(64 - _BITS)).astype(np.int64) - _ONE
+        return signed
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,8 @@ class Filters:
 
     def sums(self) -> npt.NDArray[np.float64]:
         """Each output channel's sum of weights [out]: its answer to a constant 1."""
-        return self.integers.sum(axis=1) * self.step
+        return np.asarray(self.integers.sum(axis=1) * self.step, np.float64)
 
     def square_sums(self) -> npt.NDArray[np.float64]:
         """Each output channel's sum of squared weights [out]: its answer's variance to white noise of variance 1."""
-        return (self.integers**2).sum(axis=1) * (self.step * self.step)
+        return np.asarray((self.integers**2).sum(axis=1) * (self.step * self.step), np.float64)

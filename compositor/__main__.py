@@ -1,0 +1,34 @@
+"""`python -m compositor [settings.yaml]`: the service alone, as its container runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from .errors import LipsyncError
+from .server import serve
+from .settings import read_settings
+
+
+def set_up_logging(level: str) -> None:
+    """Log lines on stderr: time, level, module, message."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+
+def main() -> int:
+    """Exit status 0 after a clean stop, 1 where the service cannot start."""
+    try:
+        settings = read_settings(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+        set_up_logging(settings.logging.level)
+        asyncio.run(serve(settings))
+    except LipsyncError as error:
+        for line in error.message.splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+"""The compositor: a tenant, frame numbers and speech go in, finished frames come out.
+
+The one path that every transport calls. Inference is awaited; blending and encoding run in a thread pool, handed over
+once for each batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import SAMPLE_RATE
+from .blending import ROI_SIZE, set_prediction
+from .deadline import Deadline
+from .errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TritonUnavailable
+from .features import FeatureStream, frame_count
+from .geometry import ping_pong
+from .inference import ModelNotLoaded, Mouths, Triton
+from .rendering import Output, Rendered, render
+from .residency import Residency
+from .settings import Settings
+from .tenant import Tenant
+from .tenants import Tenants
+
+Samples = NDArray[np.float32]
+Features = NDArray[np.float32]
+Answer = TypeVar("Answer")
+
+FEATURE_SHAPE = (32, 16, 16)
+VISUAL_SHAPE = (6, ROI_SIZE, ROI_SIZE)
+RAW_SUFFIX = ".raw"
+BATCHES_AHEAD = 4
+"""Batches of one stream that are in work at once: enough to keep inference and compositing busy side by side."""
+CHUNK_S = 0.48
+"""Speech of a stream that becomes features at once: 12 frames at 25 fps."""
+_BACK_OFF_S = 0.05
+
+
+@dataclass
+class Stages:
+    """Seconds spent in each stage, summed over frames; stages overlap in wall time."""
+
+    open_s: float = 0
+    load_s: float = 0
+    features_s: float = 0
+    inference_s: float = 0
+    blend_s: float = 0
+    encode_s: float = 0
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the wall time of the block to `stage`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A finished frame. pts_samples: its presentation time in 16 kHz samples since the speech began."""
+
+    data: bytes
+    number: int
+    pts_samples: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all stages of one request share."""
+
+    tenant: Tenant
+    output: Output
+    deadline: Deadline
+    stages: Stages
+
+
+class Compositor:
+    """Speech and frame numbers in, frames out, for every tenant in the repository."""
+
+    def __init__(self, settings: Settings, triton: Triton, residency: Residency, pool: ThreadPoolExecutor) -> None:
+        self.settings = settings
+        self._triton = triton
+        self._residency = residency
+        self._pool = pool
+        self._tenants = Tenants(settings.model_repository)
+
+    async def open(self, name: str, stages: Stages) -> Tenant:
+        """The tenant of that name. Raises InvalidInput, TenantNotFound or TenantBroken."""
+        with stages.measure("open_s"):
+            tenant, fresh = self._tenants.get(name)
+        if fresh:
+            # Triton may hold what these files replaced; a load of what is unchanged costs a millisecond.
+            for model in (name, name + RAW_SUFFIX):
+                self._residency.forget(model)
+        return tenant
+
+    async def features(self, call: Call, samples: Samples, rate: int, fps: int) -> Features:
+        """Audio features float32 (n, 32, 16, 16) of a short speech: mono samples at `rate` Hz, n frames at `fps`."""
+        parts = [part async for part in self._feature_stream(call, samples, rate, fps)]
+        return np.concatenate(parts)
+
+    async def composite(
+        self,
+        call: Call,
+        numbers: Sequence[int],
+        features: Features,
+        visual: NDArray[np.float32] | None = None,
+    ) -> list[Frame]:
+        """Frames `numbers` for audio features float32 (n, 32, 16, 16), n = 1 to the setting `server.max_frames`.
+
+        visual: float32 (n, 6, 320, 320) for the classical call, which predicts from the caller's own pictures.
+        """
+        self._check_composite(call.tenant, numbers, features, visual)
+        size = self._batch_size(call.tenant)
+        batches = [slice(begin, begin + size) for begin in range(0, len(numbers), size)]
+        tasks = [
+            asyncio.create_task(
+                self._batch(call, numbers[batch], features[batch], None if visual is None else visual[batch])
+            )
+            for batch in batches
+        ]
+        try:
+            done = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        rendered = itertools.chain.from_iterable(done)
+        fps = call.tenant.manifest.fps
+        return [
+            Frame(frame.data, number, position * SAMPLE_RATE // fps)
+            for position, (number, frame) in enumerate(zip(numbers, rendered, strict=True))
+        ]
+
+    def _check_composite(
+        self, tenant: Tenant, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None
+    ) -> None:
+        most = self.settings.server.max_frames
+        if not 1 <= len(numbers) <= most:
+            raise InvalidInput(f"{len(numbers)} frames asked for: one call makes 1 to {most}", field="frames")
+        if len(features) != len(numbers):
+            raise InvalidInput(
+                f"{len(numbers)} frames but audio for {len(features)}: give as much of both", field="audio"
+            )
+        if visual is not None and len(visual) != len(numbers):
+            raise InvalidInput(
+                f"{len(numbers)} frames but visual tensors for {len(visual)}: give as many of both",
+                field="visual_frames",
+            )
+        for number in numbers:
+            tenant.check_frame(number)
+
+    async def generate(
+        self, call: Call, samples: Samples, rate: int, start: int = 0, fps: int = 0
+    ) -> AsyncGenerator[Frame, None]:
+        """The frames of a whole speech, in order, each as soon as it and its forerunners are ready.
+
+        samples: float32 mono at `rate` Hz. start: position of the first background in the endless ping-pong order.
+        fps: 1 to 60, or 0 for the tenant's own. A consumer that stops taking frames stops the work.
+        """
+        fps = fps or call.tenant.manifest.fps
+        working: deque[tuple[int, asyncio.Task[list[Rendered]]]] = deque()
+        position = 0
+        try:
+            async for features in self._batches(call, samples, rate, fps):
+                numbers = self._numbers(call.tenant, start + position, len(features))
+                working.append((position, asyncio.create_task(self._batch(call, numbers, features))))
+                position += len(features)
+                while working and (working[0][1].done() or len(working) >= BATCHES_AHEAD):
+                    for frame in self._frames(call.tenant, start, fps, *await _first(working)):
+                        yield frame
+            while working:
+                for frame in self._frames(call.tenant, start, fps, *await _first(working)):
+                    yield frame
+        finally:
+            for _, task in working:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in working), return_exceptions=True)
+
+    def _numbers(self, tenant: Tenant, position: int, count: int) -> list[int]:
+        return [ping_pong(position + step, tenant.frames) for step in range(count)]
+
+    def _frames(self, tenant: Tenant, start: int, fps: int, position: int, rendered: list[Rendered]) -> Iterator[Frame]:
+        numbers = self._numbers(tenant, start + position, len(rendered))
+        for step, (number, frame) in enumerate(zip(numbers, rendered, strict=True)):
+            yield Frame(frame.data, number, (position + step) * SAMPLE_RATE // fps)
+
+    async def _batches(self, call: Call, samples: Samples, rate: int, fps: int) -> AsyncIterator[Features]:
+        """Features in batches of the size that the tenant takes, the last one perhaps smaller."""
+        size = self._batch_size(call.tenant)
+        kept = np.empty((0, *FEATURE_SHAPE), np.float32)
+        async for features in self._feature_stream(call, samples, rate, fps):
+            kept = np.concatenate((kept, features))
+            while len(kept) >= size:
+                yield kept[:size]
+                kept = kept[size:]
+        if len(kept):
+            yield kept
+
+    async def _feature_stream(self, call: Call, samples: Samples, rate: int, fps: int) -> AsyncIterator[Features]:
+        stream = FeatureStream(rate, fps, self.settings.audio.edge)
+        encoder = call.tenant.manifest.encoder
+        step = max(1, int(rate * CHUNK_S))
+        for begin in range(0, len(samples), step):
+            with call.stages.measure("features_s"):
+                last = begin + step >= len(samples)
+                windows = await self._in_pool(_advance, stream, samples[begin : begin + step], last)
+                if len(windows):
+                    deadline = self._step_deadline(call)
+                    stream.put_embeddings(
+                        await self._resident(
+                            encoder,
+                            call,
+                            deadline,
+                            lambda: self._triton.embeddings(encoder, windows, deadline),  # noqa: B023
+                        )
+                    )
+                features = stream.take_features()
+            if len(features):
+                yield features
+
+    def _step_deadline(self, call: Call) -> Deadline:
+        """The call's own deadline, but no step of it waits longer than the service's default."""
+        return min(call.deadline, Deadline.after(self.settings.server.timeout_s), key=lambda deadline: deadline.at_s)
+
+    def _batch_size(self, tenant: Tenant) -> int:
+        return min(tenant.manifest.max_batch_size, self.settings.triton.slot_frames)
+
+    async def _batch(
+        self, call: Call, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None = None
+    ) -> list[Rendered]:
+        """At most one request to Triton: mouths, then blend and encode in the pool."""
+        mouths = await self._mouths(call, numbers, features, visual)
+        try:
+            rendered = await self._in_pool(_render_all, call, numbers, mouths.crops)
+        finally:
+            mouths.release()
+        call.stages.blend_s += sum(frame.blend_s for frame in rendered)
+        call.stages.encode_s += sum(frame.encode_s for frame in rendered)
+        return rendered
+
+    async def _mouths(
+        self, call: Call, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None
+    ) -> Mouths:
+        tenant, deadline = call.tenant, self._step_deadline(call)
+        if visual is not None:
+            model = tenant.name + RAW_SUFFIX
+            predictions = await self._resident(
+                model, call, deadline, lambda: self._triton.predictions(model, visual, features, deadline)
+            )
+            crops = [
+                set_prediction(tenant.crop(number), prediction)
+                for number, prediction in zip(numbers, predictions, strict=True)
+            ]
+            return Mouths(np.stack(crops), lambda: None)
+        subject: NDArray[np.int32] | NDArray[np.uint8] = (
+            np.array(numbers, np.int32)
+            if tenant.manifest.crops == "resident"
+            else np.stack([tenant.crop(number) for number in numbers])
+        )
+        with call.stages.measure("inference_s"):
+            return await self._resident(
+                tenant.name, call, deadline, lambda: self._triton.mouths(tenant.name, subject, features, deadline)
+            )
+
+    async def _resident(
+        self, model: str, call: Call, deadline: Deadline, request: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """A request to a model that may have to be loaded first, or again: Triton may have been restarted."""
+        give_up = Deadline.after(self.settings.triton.restart_wait_s)
+        while True:
+            try:
+                if model not in self._residency:
+                    with call.stages.measure("load_s"):
+                        await asyncio.wait_for(self._residency.ensure(model), deadline.remaining_s())
+                return await request()
+            except asyncio.TimeoutError as error:
+                raise DeadlinePassed(f"{model!r} was not loaded before the deadline") from error
+            except ModelNotLoaded:
+                self._residency.forget(model)
+            except TritonUnavailable:
+                self._residency.forget(model)
+                if min(give_up.at_s, deadline.at_s) <= time.monotonic() + _BACK_OFF_S:
+                    raise
+            except TenantBroken as error:
+                if model == call.tenant.manifest.encoder:
+                    raise EncoderMissing(f"the audio encoder {model!r} does not load: {error.message}") from error
+                raise
+            await asyncio.sleep(min(_BACK_OFF_S, deadline.remaining_s()))
+
+    async def _in_pool(self, work: Callable[..., Answer], *arguments: object) -> Answer:
+        """Work that takes the CPU, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def frames_of(self, samples: int, rate: int, fps: int) -> int:
+        """How many frames a speech of `samples` at `rate` Hz has."""
+        return frame_count(-(-samples * SAMPLE_RATE // rate), fps)
+
+
+async def _first(working: deque[tuple[int, asyncio.Task[list[Rendered]]]]) -> tuple[int, list[Rendered]]:
+    position, task = working[0]
+    rendered = await task
+    working.popleft()
+    return position, rendered
+
+
+def _advance(stream: FeatureStream, samples: Samples, last: bool) -> NDArray[np.float32]:
+    stream.push(samples)
+    if last:
+        stream.finish()
+    return stream.take_windows()
+
+
+def _render_all(call: Call, numbers: Sequence[int], crops: NDArray[np.uint8]) -> list[Rendered]:
+    return [render(call.tenant, number, crop, call.output) for number, crop in zip(numbers, crops, strict=True)]

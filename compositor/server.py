@@ -1,0 +1,125 @@
+"""The composition root: builds the service from its settings, starts it, and drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from .errors import SettingsInvalid
+from .health import Health
+from .inference import Triton
+from .pipeline import Compositor
+from .proto import lipsync_v1_pb2 as pb
+from .proto import lipsync_v1_pb2_grpc as pb_grpc
+from .residency import Residency
+from .settings import Settings
+from .transports.rpc import LipsyncService
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Lipsync"].full_name
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started service."""
+
+    port: int
+    health: Health
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """The service, listening; leaving the block drains and stops it. Raises SettingsInvalid."""
+    if not settings.model_repository.is_dir():
+        raise SettingsInvalid(
+            f"model_repository: {settings.model_repository} is no directory; create it, or name another",
+            field="model_repository",
+        )
+    # Frames are the unit of parallelism; OpenCV's own threads would only compete with them.
+    cv2.setNumThreads(1)
+    threads = settings.server.threads or os.cpu_count() or 1
+    triton = Triton(settings.triton)
+    residency = Residency(triton)
+    with ThreadPoolExecutor(threads, thread_name_prefix="render") as pool:
+        compositor = Compositor(settings, triton, residency, pool)
+        server = _server(settings, compositor)
+        servicer = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+
+        async def publish(serving: bool) -> None:
+            state = health_pb2.HealthCheckResponse
+            for name in ("", SERVICE):
+                await servicer.set(name, state.SERVING if serving else state.NOT_SERVING)
+
+        health = Health(triton.ready, publish)
+        await publish(False)
+        port = _bind(server, settings)
+        await server.start()
+        watching = asyncio.create_task(health.watch())
+        log.info("listening on %s:%d, Triton at %s", settings.server.host, port, settings.triton.endpoint)
+        try:
+            yield Running(port, health)
+        finally:
+            await servicer.enter_graceful_shutdown()
+            watching.cancel()
+            await server.stop(settings.server.drain_s)
+            await asyncio.gather(watching, return_exceptions=True)
+            await residency.close()
+            await triton.close()
+            log.info("stopped")
+
+
+def _server(settings: Settings, compositor: Compositor) -> grpc.aio.Server:
+    limit = settings.server.max_message_mb << 20
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    pb_grpc.add_LipsyncServicer_to_server(LipsyncService(compositor), server)  # type: ignore[no-untyped-call]
+    reflection.enable_server_reflection(
+        (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+    )
+    return server
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    address = f"{settings.server.host}:{settings.server.port}"
+    try:
+        port: int = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise SettingsInvalid(
+            f"server.port: {address} cannot be bound; is another service on it? choose another, or 0 for a free one",
+            field="server.port",
+        )
+    return port
+
+
+async def serve(settings: Settings, started: Callable[[Running], None] | None = None) -> None:
+    """Runs the service until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings) as service:
+        if started:
+            started(service)
+        await stop.wait()
+        log.info("draining, at most %.0f s", settings.server.drain_s)

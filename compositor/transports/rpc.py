@@ -1,0 +1,204 @@
+"""gRPC: converts a request, calls the compositor, converts the frames back. Errors become status codes with details."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import numpy as np
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from numpy.typing import NDArray
+
+from .. import pcm
+from ..deadline import Deadline
+from ..errors import InvalidInput, LipsyncError
+from ..geometry import ping_pong
+from ..pipeline import FEATURE_SHAPE, VISUAL_SHAPE, Call, Compositor, Frame, Samples, Stages
+from ..proto import lipsync_v1_pb2 as pb
+from ..proto import lipsync_v1_pb2_grpc as pb_grpc
+from ..rendering import Output
+from ..tenant import Tenant
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "lipsync"
+_Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
+
+
+def status_of(error: LipsyncError) -> status_pb2.Status:
+    """An error as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they say something."""
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    ]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.status.value), message=error.message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+async def _abort(context: _Context, error: LipsyncError) -> NoReturn:
+    status = rpc_status.to_status(status_of(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort raises")
+
+
+@contextlib.asynccontextmanager
+async def _reporting(context: _Context) -> AsyncIterator[None]:
+    """Ends the call with the status of whatever goes wrong inside; what nobody foresaw is logged, not sent."""
+    try:
+        yield
+    except LipsyncError as error:
+        await _abort(context, error)
+    except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+        raise
+    except Exception:
+        log.exception("a call failed in a way that nobody foresaw")
+        await _abort(context, LipsyncError("internal error; the service's log has the details"))
+
+
+class LipsyncService(pb_grpc.LipsyncServicer):
+    """lipsync.v1.Lipsync on a Compositor."""
+
+    def __init__(self, compositor: Compositor) -> None:
+        self._compositor = compositor
+
+    async def Composite(self, request: pb.CompositeRequest, context: _Context) -> pb.CompositeResponse:  # noqa: N802
+        """1 to 50 frames in one reply."""
+        begin = time.perf_counter()
+        async with _reporting(context):
+            call = await self._call(request.tenant, request.output, context)
+            numbers, features = await self._frames_and_features(call, request)
+            visual = None
+            if request.visual_frames:
+                visual = _floats(request.visual_frames, VISUAL_SHAPE, "visual_frames")
+            frames = await self._compositor.composite(call, numbers, features, visual)
+            return pb.CompositeResponse(
+                frames=[_frame(frame, call.tenant) for frame in frames], stages=_stages(call.stages, begin)
+            )
+        raise AssertionError("unreachable")
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: _Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Speech in, its frames as a stream, then one summary."""
+        begin = time.perf_counter()
+        async with _reporting(context):
+            call = await self._call(request.tenant, request.output, context)
+            fps = request.fps or call.tenant.manifest.fps
+            if not 1 <= fps <= 60:
+                raise InvalidInput(f"fps {fps} is out of range: use 1 to 60, or 0 for the tenant's own", field="fps")
+            samples, rate = await self._speech(request.speech)
+            count = 0
+            frames = self._compositor.generate(call, samples, rate, request.start, fps)
+            async with contextlib.aclosing(frames):
+                async for frame in frames:
+                    count += 1
+                    yield pb.GenerateResponse(frame=_frame(frame, call.tenant))
+            summary = pb.Summary(frames=count, fps=fps, stages=_stages(call.stages, begin))
+            yield pb.GenerateResponse(summary=summary)
+
+    async def _call(self, tenant: str, output: pb.Output, context: _Context) -> Call:
+        stages = Stages()
+        remaining_s = context.time_remaining()
+        # Without a deadline of the caller's every step is bounded by the setting `server.timeout_s` all the same.
+        deadline = Deadline.after(remaining_s if remaining_s is not None else 24 * 3600)
+        wanted = Output(raw=output.format == pb.Output.BGR24, quality=output.quality)
+        if output.format not in pb.Output.Format.values():
+            raise InvalidInput(f"format {output.format} is unknown: use JPEG or BGR24", field="output.format")
+        return Call(await self._compositor.open(tenant, stages), wanted, deadline, stages)
+
+    async def _frames_and_features(
+        self, call: Call, request: pb.CompositeRequest
+    ) -> tuple[list[int], NDArray[np.float32]]:
+        audio = request.WhichOneof("audio")
+        if audio is None:
+            raise InvalidInput("no audio: give features (n x 32 x 16 x 16 float32) or speech", field="audio")
+        numbers = list(request.numbers.numbers)
+        explicit = request.WhichOneof("frames") == "numbers"
+        if explicit and not numbers:
+            raise InvalidInput("no frames asked for: one call makes 1 to 50", field="numbers")
+        if audio == "features":
+            features = _floats(request.features, FEATURE_SHAPE, "features")
+        else:
+            samples, rate = await self._speech(request.speech)
+            self._check_length(call, len(samples), rate)
+            features = await self._compositor.features(call, samples, rate, call.tenant.manifest.fps)
+        if not explicit:
+            numbers = [ping_pong(request.start + step, call.tenant.frames) for step in range(len(features))]
+        return numbers, features
+
+    def _check_length(self, call: Call, samples: int, rate: int) -> None:
+        count = self._compositor.frames_of(samples, rate, call.tenant.manifest.fps)
+        most = self._compositor.settings.server.max_frames
+        if count > most:
+            raise InvalidInput(
+                f"{samples / rate:.2f} s of speech are {count} frames: one call makes 1 to {most}; use Generate",
+                field="speech",
+            )
+
+    async def _speech(self, speech: pb.Speech) -> tuple[Samples, int]:
+        """Mono samples and their rate."""
+        if not speech.data:
+            raise InvalidInput("no speech: data is empty", field="speech.data")
+        rate, channels = speech.sample_rate or 16_000, speech.channels or 1
+        if speech.encoding == pb.Speech.WAV:
+            samples, rate = await asyncio.to_thread(pcm.read_wav, speech.data)
+        elif speech.encoding in (pb.Speech.ENCODING_UNSPECIFIED, pb.Speech.PCM16):
+            samples = await asyncio.to_thread(pcm.pcm16, speech.data, channels)
+        elif speech.encoding == pb.Speech.FLOAT32:
+            samples = await asyncio.to_thread(pcm.pcm_float32, speech.data, channels)
+        else:
+            raise InvalidInput(
+                f"encoding {speech.encoding} is unknown: use PCM16, FLOAT32 or WAV", field="speech.encoding"
+            )
+        pcm.check_rate(rate)
+        most_s = self._compositor.settings.server.max_audio_s
+        if len(samples) > most_s * rate:
+            raise InvalidInput(
+                f"{len(samples) / rate:.0f} s of speech are more than {most_s:.0f} s; send it in parts", field="speech"
+            )
+        return samples, rate
+
+
+def _floats(data: bytes, shape: tuple[int, ...], field: str) -> NDArray[np.float32]:
+    """Little-endian float32 (n, *shape). Raises InvalidInput for another size and for NaN or infinity."""
+    size = int(np.prod(shape)) * 4
+    dimensions = "x".join(map(str, shape))
+    if not data or len(data) % size:
+        raise InvalidInput(f"{field} has {len(data)} bytes: give n x {size}, float32 n x {dimensions}", field=field)
+    values = np.frombuffer(data, "<f4").reshape(-1, *shape)
+    if not np.isfinite(values).all():
+        frame = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise InvalidInput(f"{field} holds NaN or infinity in frame {frame}", field=field)
+    return values
+
+
+def _frame(frame: Frame, tenant: Tenant) -> pb.Frame:
+    return pb.Frame(
+        data=frame.data,
+        number=frame.number,
+        pts_samples=frame.pts_samples,
+        width=tenant.manifest.width,
+        height=tenant.manifest.height,
+    )
+
+
+def _stages(stages: Stages, begin: float) -> pb.Stages:
+    return pb.Stages(total_s=time.perf_counter() - begin, **dataclasses.asdict(stages))

@@ -1,0 +1,40 @@
+"""The `lipsync` command: puts the subcommands together, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from compositor.errors import LipsyncError
+
+from .commands import demo, models, serving, speaking, tenant
+from .commands.console import err
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Talking avatars for many tenants from one Triton.",
+)
+app.add_typer(tenant.app, name="tenant")
+app.add_typer(models.encoder_app, name="encoder")
+app.add_typer(models.model_app, name="model")
+app.command()(serving.up)
+app.command()(serving.serve)
+app.command()(serving.triton)
+app.command()(speaking.speak)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Exit status: 0 done, 1 refused or failed (one line on stderr), 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except LipsyncError as error:
+        for line in error.message.splitlines():
+            err.print(f"[bold red]error:[/] {line}".replace("[/] ", "[/] ", 1), soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)

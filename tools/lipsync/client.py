@@ -1,0 +1,145 @@
+"""The speaking client: a WAV goes to a compositor, frames come back and become a video or a folder of pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol
+
+import av
+import grpc
+import numpy as np
+from grpc_status import rpc_status
+
+from compositor import jpeg, pcm
+from compositor.errors import InvalidInput, LipsyncError, TritonUnavailable
+from compositor.proto import lipsync_v1_pb2 as pb
+from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
+
+
+class ServiceFailed(LipsyncError):
+    """The service answered with an error, told in its own words."""
+
+
+class Sink(Protocol):
+    """Where frames go."""
+
+    def put(self, frame: pb.Frame) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def speak(address: str, tenant: str, wav: bytes, timeout_s: float | None = None) -> Iterator[pb.GenerateResponse]:
+    """The service's answers to a speech, as they come. Raises ServiceFailed or TritonUnavailable."""
+    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        stub = pb_grpc.LipsyncStub(channel)  # type: ignore[no-untyped-call]
+        speech = pb.Speech(data=wav, encoding=pb.Speech.WAV)
+        try:
+            yield from stub.Generate(pb.GenerateRequest(tenant=tenant, speech=speech), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise _failure(address, error) from error
+
+
+def receive(
+    address: str, tenant: str, wav: bytes, sink_for: Callable[[int], Sink], arrived: Callable[[pb.Frame], None]
+) -> pb.Summary:
+    """Speaks a WAV and hands every frame to a sink; returns the service's summary.
+
+    sink_for: makes the sink for a frame rate, once the first two frames tell it. arrived: called with each frame.
+    """
+    sink: Sink | None = None
+    waiting: list[pb.Frame] = []
+    summary = pb.Summary()
+    try:
+        for answer in speak(address, tenant, wav):
+            if answer.WhichOneof("event") == "summary":
+                summary = answer.summary
+                continue
+            arrived(answer.frame)
+            waiting.append(answer.frame)
+            if sink is None and len(waiting) == 2:
+                sink = sink_for(round(16_000 / (waiting[1].pts_samples - waiting[0].pts_samples)))
+            if sink is not None:
+                _put_all(sink, waiting)
+        sink = sink or sink_for(summary.fps)
+        _put_all(sink, waiting)
+    finally:
+        if sink is not None:
+            sink.close()
+    return summary
+
+
+def _put_all(sink: Sink, frames: list[pb.Frame]) -> None:
+    for frame in frames:
+        sink.put(frame)
+    frames.clear()
+
+
+def _failure(address: str, error: grpc.RpcError) -> LipsyncError:
+    if error.code() is grpc.StatusCode.UNAVAILABLE and rpc_status.from_call(error) is None:
+        return TritonUnavailable(f"no compositor answers at {address}; start one with `lipsync up`, or use --server")
+    return ServiceFailed(f"{error.code().name}: {error.details()}")
+
+
+class VideoSink:
+    """An MP4 (or whatever the suffix says) of H.264 and AAC, the speech beside the pictures."""
+
+    def __init__(self, path: Path, wav: bytes, fps: int) -> None:
+        self._samples, self._rate = pcm.read_wav(wav)
+        self._fps = fps
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._container = av.open(path, "w")
+        except (av.FFmpegError, ValueError) as error:
+            raise InvalidInput(f"{path}: cannot be written as a video ({error}); name it such as out.mp4") from error
+        self._video = self._container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "18"})
+        self._video.pix_fmt = "yuv420p"
+        self._audio = self._container.add_stream("aac", rate=self._rate, layout="mono")
+        self._count = 0
+
+    def put(self, frame: pb.Frame) -> None:
+        image = jpeg.decode(frame.data)
+        height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+        if self._count == 0:
+            self._video.width, self._video.height = width, height
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="bgr24")
+        picture.pts = self._count
+        picture.time_base = Fraction(1, self._fps)
+        self._count += 1
+        self._container.mux(self._video.encode(picture))
+
+    def close(self) -> None:
+        self._mux_speech()
+        if self._count:
+            self._container.mux(self._video.encode(None))
+        self._container.close()
+
+    def _mux_speech(self) -> None:
+        step = 1024
+        for begin in range(0, len(self._samples), step):
+            chunk = self._samples[begin : begin + step]
+            sound = av.AudioFrame.from_ndarray(chunk[None, :], format="fltp", layout="mono")
+            sound.sample_rate, sound.pts, sound.time_base = self._rate, begin, Fraction(1, self._rate)
+            self._container.mux(self._audio.encode(sound))
+        self._container.mux(self._audio.encode(None))
+
+
+class FolderSink:
+    """A folder with every frame as it came, frame_00000.jpg, ..., and the speech beside them."""
+
+    def __init__(self, path: Path, wav: bytes) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._count = 0
+        with (path / "speech.wav").open("wb") as file:
+            shutil.copyfileobj(BytesIO(wav), file)
+
+    def put(self, frame: pb.Frame) -> None:
+        (self._path / f"frame_{self._count:05d}.jpg").write_bytes(frame.data)
+        self._count += 1
+
+    def close(self) -> None:
+        """Every file is complete already."""

@@ -1,0 +1,72 @@
+"""`lipsync demo`: draws an avatar, adds it as any tenant is added, and lets it speak through the whole system."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import onnx
+import typer
+
+from compositor.server import running
+from compositor.settings import Settings
+from compositor.tenant import AUDIO_ENCODER, MODEL, tenant_names
+from lipsync.avatar import write_source
+from lipsync.avatar_model import loudness_encoder
+from lipsync.preparation import Choices
+from lipsync.repository import Serving, add_encoder, add_tenant
+from lipsync.sources import open_source
+from lipsync.tritonserver import EmbeddedTriton, default_home, install
+
+from .console import REPOSITORY, Repository, err, out, progress
+from .serving import with_options
+from .speaking import speak_to
+
+TENANT = "demo"
+SPEECH = Path(__file__).parent.parent / "data" / "hello.wav"
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The video to write.")] = Path("out/demo.mp4"),
+    wav: Annotated[Path, typer.Option(help="What it says: a WAV file.")] = SPEECH,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Add the demo tenant where it is missing and write a video of it speaking."""
+    install(default_home(), err.print)
+    repository.mkdir(parents=True, exist_ok=True)
+    if TENANT not in tenant_names(repository):
+        _add_tenant(repository)
+    with EmbeddedTriton(repository) as triton:
+        settings = with_options(Settings(), triton.grpc, repository, 0)
+        asyncio.run(_speak(settings, wav.read_bytes(), output))
+
+
+async def _speak(settings: Settings, wav: bytes, output: Path) -> None:
+    async with running(settings) as service:
+        await asyncio.to_thread(speak_to, f"127.0.0.1:{service.port}", TENANT, wav, output)
+
+
+def _add_tenant(repository: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder, progress() as report:
+        source = Path(folder)
+        write_source(source, progress=lambda done, total: report("draw", done, total))
+        choices = Choices(encoder=_encoder(repository, source))
+        add_tenant(repository, TENANT, open_source(source), choices, Serving(), report)
+    out.print(f"tenant {TENANT} added to {repository}")
+
+
+def _encoder(repository: Path, folder: Path) -> str:
+    """Installs the demo's encoder and says its name: the shared one's, unless another is installed under it."""
+    path = folder / "encoder.onnx"
+    onnx.save(loudness_encoder(), path)
+    for name in (AUDIO_ENCODER, "demo_encoder"):
+        installed = repository / name / "1" / MODEL
+        if not installed.exists():
+            add_encoder(repository, name, path)
+            return name
+        if hashlib.sha256(installed.read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest():
+            return name
+    return "demo_encoder"

@@ -1,0 +1,91 @@
+"""`lipsync triton`, `lipsync serve`, `lipsync up`: run Triton, the compositor, or both, until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compositor.__main__ import set_up_logging
+from compositor.errors import TritonUnavailable
+from compositor.server import Running
+from compositor.server import serve as serve_compositor
+from compositor.settings import Settings, read_settings
+from lipsync.tritonserver import EmbeddedTriton
+
+from .console import REPOSITORY, err, out
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")]
+Repository = Annotated[Path | None, typer.Option("--repository", "-r", help="The model repository.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="The compositor's gRPC port; 0: a free one.")]
+GrpcPort = Annotated[int, typer.Option("--grpc-port", min=0, max=65535, help="Triton's gRPC port; 0: a free one.")]
+HttpPort = Annotated[int, typer.Option("--http-port", min=0, max=65535, help="Triton's HTTP port; 0: a free one.")]
+MetricsPort = Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="Triton's metrics port.")]
+Log = Annotated[Path | None, typer.Option(help="File for Triton's log.")]
+
+
+def triton(
+    repository: Annotated[
+        Path, typer.Option("--repository", "-r", envvar="LIPSYNC_MODEL_REPOSITORY", help="The model repository.")
+    ] = REPOSITORY,
+    grpc_port: GrpcPort = 8001,
+    http_port: HttpPort = 8000,
+    metrics_port: MetricsPort = 8002,
+    log: Log = None,
+) -> None:
+    """Run the embedded Triton, supervised, until Ctrl-C."""
+    server = EmbeddedTriton(
+        repository, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, log_path=log
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    set_up_logging("info")
+    with server:
+        out.print(f"Triton is ready: gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}")
+        while not stop.wait(0.5):
+            if not server.alive:
+                raise TritonUnavailable("Triton ended and could not be started again; its log says why")
+
+
+def serve(
+    triton: Annotated[str | None, typer.Option("--triton", help="Triton's gRPC address, host:port.")] = None,
+    config: Config = None,
+    repository: Repository = None,
+    port: Port = None,
+) -> None:
+    """Run the compositor alone, against a Triton that runs already."""
+    settings = with_options(read_settings(config), triton, repository, port)
+    set_up_logging(settings.logging.level)
+    asyncio.run(serve_compositor(settings, _announce))
+
+
+def up(config: Config = None, repository: Repository = None, port: Port = None, log: Log = None) -> None:
+    """Run the embedded Triton and the compositor together, until Ctrl-C."""
+    settings = with_options(read_settings(config), None, repository, port)
+    settings.model_repository.mkdir(parents=True, exist_ok=True)
+    set_up_logging(settings.logging.level)
+    err.print("starting Triton ...")
+    with EmbeddedTriton(settings.model_repository, log_path=log) as server:
+        settings = with_options(settings, server.grpc, None, None)
+        asyncio.run(serve_compositor(settings, _announce))
+
+
+def with_options(settings: Settings, triton: str | None, repository: Path | None, port: int | None) -> Settings:
+    """The settings with what the command line says on top."""
+    values = settings.model_dump()
+    if triton is not None:
+        values["triton"]["endpoint"] = triton
+    if repository is not None:
+        values["model_repository"] = repository
+    if port is not None:
+        values["server"]["port"] = port
+    return Settings.model_validate(values)
+
+
+def _announce(service: Running) -> None:
+    out.print(f"the compositor listens on port {service.port}")

@@ -1,0 +1,86 @@
+"""config.pbtxt of the models that the project installs: complete, so that Triton completes nothing by itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .fusing import CropsMode
+
+Kind = Literal["auto", "cpu", "gpu"]
+
+TENANT_BATCH = 4
+"""Default max_batch_size of a tenant: on a CPU the true graph takes about 330 MB of arena a frame in the batch."""
+ENCODER_BATCH = 32
+RAW_BATCH = 4
+QUEUE = 64
+"""Requests that wait for one model before Triton refuses more."""
+QUEUE_TIMEOUT_US = 10_000_000
+"""Default time in the queue; a request's own, shorter timeout takes its place."""
+
+
+def tenant_config(name: str, mode: CropsMode, max_batch_size: int, kind: Kind, threads: int) -> str:
+    """Of a fused tenant."""
+    subject = ("frame_index", "INT32", [1]) if mode == "resident" else ("crop", "UINT8", [328, 328, 3])
+    return _config(
+        name,
+        max_batch_size,
+        inputs=[subject, ("audio", "FP32", [32, 16, 16])],
+        outputs=[("mouth", "UINT8", [328, 328, 3]), ("finite", "BOOL", [1])],
+        kind=kind,
+        threads=threads,
+    )
+
+
+def raw_config(name: str, max_batch_size: int, kind: Kind, threads: int) -> str:
+    """Of an uploaded graph, served as it is."""
+    return _config(
+        name,
+        max_batch_size,
+        inputs=[("visual", "FP32", [6, 320, 320]), ("audio", "FP32", [32, 16, 16])],
+        outputs=[("output", "FP32", [3, 320, 320])],
+        kind=kind,
+        threads=threads,
+    )
+
+
+def encoder_config(name: str, kind: Kind = "auto", threads: int = 1) -> str:
+    """Of an audio encoder."""
+    return _config(
+        name,
+        ENCODER_BATCH,
+        inputs=[("mel_spectrogram", "FP32", [1, 80, 16])],
+        outputs=[("audio_features", "FP32", [512])],
+        kind=kind,
+        threads=threads,
+    )
+
+
+def _config(
+    name: str,
+    max_batch_size: int,
+    inputs: list[tuple[str, str, list[int]]],
+    outputs: list[tuple[str, str, list[int]]],
+    kind: Kind,
+    threads: int,
+) -> str:
+    def tensors(field: str, values: list[tuple[str, str, list[int]]]) -> str:
+        lines = [
+            f'  {{ name: "{tensor}" data_type: TYPE_{datatype} dims: {dims} }}' for tensor, datatype, dims in values
+        ]
+        return f"{field} [\n" + ",\n".join(lines) + "\n]\n"
+
+    parameters = {"intra_op_thread_count": threads, "inter_op_thread_count": 1}
+    return (
+        f'# Made by `lipsync`; changes are lost when the model is installed again.\nname: "{name}"\n'
+        f'backend: "onnxruntime"\ndefault_model_filename: "model.onnx"\nmax_batch_size: {max_batch_size}\n'
+        + tensors("input", inputs)
+        + tensors("output", outputs)
+        + f"instance_group [ {{ count: 1 kind: KIND_{kind.upper()} }} ]\n"
+        + "version_policy: { specific: { versions: [ 1 ] } }\n"
+        + "dynamic_batching {\n  default_queue_policy {\n    timeout_action: REJECT\n"
+        + f"    default_timeout_microseconds: {QUEUE_TIMEOUT_US}\n    allow_timeout_override: true\n"
+        + f"    max_queue_size: {QUEUE}\n  }}\n}}\n"
+        + "".join(
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in parameters.items()
+        )
+    )

@@ -1,0 +1,139 @@
+"""The operator's view of a model repository: add, list and remove tenants, add encoders."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from compositor import tenant as files
+from compositor.errors import InvalidInput
+from compositor.tenant import check_name, read_manifest
+
+from . import model_config
+from .fusing import canonical
+from .model_check import load_dynamic, probe
+from .model_config import Kind
+from .model_interface import ENCODER
+from .preparation import Choices, Graph, Report, prepare
+from .sources import Source
+from .staging import install, remove, staging
+
+RAW_SUFFIX = ".raw"
+"""A tenant's uploaded graph is served as `<tenant>.raw`; no tenant can be called so."""
+RAW_TENSORS = ("visual", "audio", "output")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How Triton runs a model."""
+
+    kind: Kind = "auto"
+    threads: int = 2
+
+
+def free_name(repository: Path, name: str) -> None:
+    """Raises InvalidInput unless a model of that name may be installed."""
+    check_name(name)
+    if name == files.AUDIO_ENCODER:
+        raise InvalidInput(f"{name!r} is the name of the shared audio encoder; choose another")
+    if (repository / name).exists():
+        raise InvalidInput(f"{name!r} exists already in {repository}; choose another name, or remove it first")
+
+
+def add_tenant(
+    repository: Path,
+    name: str,
+    source: Source,
+    choices: Choices,
+    serving: Serving,
+    report: Report,
+    names: dict[str, str] | None = None,
+) -> files.Manifest:
+    """Checks, prepares and installs a tenant; whatever goes wrong, nothing of it stays behind.
+
+    names: tensor names by role (visual, audio, output) where shapes do not tell. Raises InvalidInput.
+    """
+    free_name(repository, name)
+    report("check", 0, 1)
+    checked = probe(source.model, choices.max_batch_size, names=names or {})
+    uploaded = checked.model
+    tensors = (uploaded.inputs[0], uploaded.inputs[1], uploaded.output)
+    graph = Graph(load_dynamic(source.model, uploaded), tensors, uploaded.sha256)
+    report("check", 1, 1)
+    _check_space(repository, source, graph)
+    encoder = repository / choices.encoder / "1" / files.MODEL
+    with staging(repository, name) as folder:
+        built, raw = folder / name, folder / (name + RAW_SUFFIX)
+        for model in (built, raw):
+            (model / "1").mkdir(parents=True)
+        manifest = prepare(built / "1", name, source, graph, encoder, choices, report)
+        batch, kind, threads = choices.max_batch_size, serving.kind, serving.threads
+        (built / "config.pbtxt").write_text(model_config.tenant_config(name, manifest.crops, batch, kind, threads))
+        onnx.save(canonical(graph.model, dict(zip(tensors, RAW_TENSORS, strict=True))), raw / "1" / files.MODEL)
+        (raw / "config.pbtxt").write_text(model_config.raw_config(raw.name, batch, kind, threads))
+        # The tenant counts as installed from the last rename on; an orphan of the first is replaced by the next add.
+        shutil.rmtree(repository / raw.name, ignore_errors=True)
+        install(raw, repository / raw.name)
+        try:
+            install(built, repository / name)
+        except BaseException:
+            shutil.rmtree(repository / raw.name, ignore_errors=True)
+            raise
+    return manifest
+
+
+def _check_space(repository: Path, source: Source, graph: Graph) -> None:
+    """Refuses early what cannot fit: crops, patches, scans (at most two bits a pixel) and the weights twice."""
+    width, height = source.frames.size
+    patches = sum((rect.width + 80) * (rect.height + 32) * 3 for rect in source.rects)
+    frames = len(source.rects) * (files.CROP_BYTES + width * height // 4)
+    needed = patches + frames + 2 * graph.model.ByteSize()
+    existing = next(path for path in (repository, *repository.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InvalidInput(
+            f"{repository}: {free >> 20} MiB free, but the tenant takes about {needed >> 20} MiB; free some space"
+        )
+
+
+def remove_tenant(repository: Path, name: str) -> None:
+    """Removes a tenant and its raw model. Raises TenantNotFound."""
+    read_manifest(repository, name)
+    remove(repository / name)
+    raw = repository / (name + RAW_SUFFIX)
+    if raw.exists():
+        remove(raw)
+
+
+def disk_bytes(repository: Path, name: str) -> int:
+    """Bytes that a tenant takes on disk, its raw model included."""
+    return sum(
+        path.stat().st_size
+        for model in (name, name + RAW_SUFFIX)
+        for path in (repository / model).rglob("*")
+        if path.is_file()
+    )
+
+
+def add_encoder(repository: Path, name: str, path: Path, *, replace: bool = False) -> None:
+    """Checks and installs an audio encoder under `name`. Raises InvalidInput."""
+    check_name(name)
+    target = repository / name
+    if target.exists() and not replace:
+        raise InvalidInput(f"{name!r} exists already in {repository}; use --replace to install it anew")
+    if (target / "1" / files.MANIFEST).exists():
+        raise InvalidInput(f"{name!r} is a tenant in {repository}; choose another name")
+    checked = probe(path, 4, interface=ENCODER)
+    model = load_dynamic(path, checked.model)
+    with staging(repository, name) as folder:
+        built = folder / name
+        (built / "1").mkdir(parents=True)
+        named = {checked.model.inputs[0]: "mel_spectrogram", checked.model.output: "audio_features"}
+        onnx.save(canonical(model, named), built / "1" / files.MODEL)
+        (built / "config.pbtxt").write_text(model_config.encoder_config(name))
+        if target.exists():
+            target.rename(folder / "replaced")
+        install(built, target)
