@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipsync.avatar import Avatar, pose, write_source
+from lipsync.avatar import Avatar, write_source
 from lipsync.avatar_features import MOUTH_Y, Mouth, lip_curves
+from lipsync.avatar_motion import Shot, pose
 
 FRAMES = 150
 
@@ -74,16 +75,15 @@ def test_rectangles_are_squares_inside_the_frame_on_the_face(
     seed: int, frames: int, size: tuple[int, int], data: st.DataObject
 ) -> None:
     width, height = size
-    avatar = Avatar.__new__(Avatar)  # the geometry alone: painting takes a second
-    avatar.place(frames=frames, width=width, height=height, seed=seed)
+    shot = Shot(frames, width, height, seed)
     frame = data.draw(st.integers(0, frames - 1))
-    x1, y1, x2, y2 = avatar.crop_rect(frame)
+    x1, y1, x2, y2 = shot.crop_rect(frame)
     side = 304 * min(width / 1280, height / 720)
     assert x2 - x1 == y2 - y1
     assert x2 - x1 == pytest.approx(side, abs=0.01 * side + 1)
     assert 0 <= x1 < x2 <= width
     assert 0 <= y1 < y2 <= height
-    mouth_x, mouth_y = avatar.to_frame(avatar.pose(frame), 0.0, MOUTH_Y)
+    mouth_x, mouth_y = shot.to_frame(shot.pose(frame), 0.0, MOUTH_Y)
     assert (x1 + x2) / 2 == pytest.approx(mouth_x, abs=0.03 * side)
     assert y1 + 0.55 * side < mouth_y < y1 + 0.70 * side
 
@@ -137,15 +137,16 @@ def test_frames_differ_and_the_room_stands_still(small: Avatar) -> None:
 
 def test_a_wider_opening_shows_more_of_the_cavity_and_lowers_the_chin(small: Avatar) -> None:
     x1, y1, x2, y2 = small.crop_rect(20)
-    dark, tops = [], []
+    shown, faces = [], []
     for opening in (0.0, 0.25, 0.5, 0.75, 1.0):
         face = small.render(20, Mouth(opening=opening))[y1:y2, x1:x2].astype(int)
-        lower = face[y1 * 0 + 80 :, 45:107]
-        dark.append(int((lower.sum(axis=2) < 200).sum()))
-        tops.append(face)
-    assert dark == sorted(dark)
-    assert dark[-1] > dark[0] + 60
-    assert np.array_equal(tops[0][:60], tops[-1][:60]), "the upper face stays"
+        shown.append(int((np.abs(face - small.render(20)[y1:y2, x1:x2])[90:120, 60:92].max(axis=2) > 40).sum()))
+        faces.append(face)
+    assert shown == sorted(shown)
+    assert shown[0] == 0
+    assert shown[-1] > 300
+    assert np.array_equal(faces[0][:60], faces[-1][:60]), "the upper face stays"
+    assert not np.array_equal(faces[0][132:], faces[-1][132:]), "the chin moves"
 
 
 @given(opening=st.floats(0, 1), width=st.floats(0, 1), rounding=st.floats(0, 1))
@@ -153,7 +154,7 @@ def test_lips_never_cross(opening: float, width: float, rounding: float) -> None
     top, upper, lower, bottom = lip_curves(Mouth(opening=opening, width=width, rounding=rounding))
     heights = np.stack([curve[:, 1] for curve in (top, upper, lower, bottom)])
     assert np.isfinite(heights).all()
-    assert (np.diff(heights, axis=0) > -0.8).all()
+    assert (np.diff(heights, axis=0) > -1e-3).all()
 
 
 @given(width=st.floats(0, 1), rounding=st.floats(0.1, 1))

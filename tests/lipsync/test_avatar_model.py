@@ -69,7 +69,7 @@ def run(mouth: ort.InferenceSession, visual: Array, features: Array) -> Array:
 
 def dark_area(output: Array) -> int:
     """Pixels of the mouth's cavity in one output [3,320,320]."""
-    return int((output[:, 170:260, 100:220].sum(axis=0) < 0.75).sum())
+    return int((output[:, 180:245, 110:210].sum(axis=0) < 0.6).sum())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -83,10 +83,13 @@ def test_passes_the_checker_and_keeps_the_interface(name: str) -> None:
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in [*model.graph.input, *model.graph.output]
     }
-    assert shapes == {
-        "mouth": {"visual": ["n", 6, 320, 320], "audio": ["n", 32, 16, 16], "output": ["n", 3, 320, 320]},
-        "encoder": {"mel_spectrogram": ["n", 1, 80, 16], "audio_features": ["n", 512]},
-    }[name]
+    assert (
+        shapes
+        == {
+            "mouth": {"visual": ["n", 6, 320, 320], "audio": ["n", 32, 16, 16], "output": ["n", 3, 320, 320]},
+            "encoder": {"mel_spectrogram": ["n", 1, 80, 16], "audio_features": ["n", 512]},
+        }[name]
+    )
     assert len(model.SerializeToString()) < 200_000
 
 
@@ -104,8 +107,8 @@ def test_silence_gives_the_roi_back(mouth: ort.InferenceSession, visuals: Array,
 def test_the_opening_grows_with_loudness(mouth: ort.InferenceSession, visuals: Array) -> None:
     for row in range(len(visuals)):
         areas = [dark_area(run(mouth, visuals[row : row + 1], opened(share))[0]) for share in np.linspace(0, 1, 9)]
-        assert all(later >= earlier for earlier, later in zip(areas[:-1], areas[1:], strict=True)), areas
-        assert areas[0] < 40
+        assert areas == sorted(areas)
+        assert areas[0] == 0
         assert areas[-1] > areas[4] + 100 > areas[0] + 200
 
 
@@ -114,7 +117,7 @@ def test_the_model_finds_the_lips_where_they_are(mouth: ort.InferenceSession, vi
     still, shifted = (run(mouth, v, opened(1.0))[0] for v in (visuals[:1], moved))
     centres = []
     for output in (still, shifted):
-        y, x = np.nonzero(output[:, 170:260, 100:220].sum(axis=0) < 0.75)
+        y, x = np.nonzero(output[:, 180:250, 110:210].sum(axis=0) < 0.6)
         centres.append((y.mean(), x.mean()))
     assert centres[1][0] - centres[0][0] == pytest.approx(4, abs=0.7)
     assert centres[1][1] - centres[0][1] == pytest.approx(-5, abs=0.7)
@@ -191,12 +194,13 @@ def test_mouth_follows_a_ramp_of_loudness_through_the_encoder(
 ) -> None:
     """Silence, then a voice that swells and fades: the windows and their order as FIELD describes the family's."""
     columns = 200
-    swell = np.interp(np.arange(columns), [0, 40, 110, 180, 199], [SILENT_MEL, SILENT_MEL, 0.4, SILENT_MEL, SILENT_MEL])
+    swell = np.interp(np.arange(columns), [0, 40, 110, 180, 199], [-4, -4, -0.4, -4, -4])
     mel = np.broadcast_to(swell.astype(np.float32), (80, columns))
     frames = int((columns - 16) / 3.2)
     windows = np.stack([mel[None, :, int(3.2 * k) : int(3.2 * k) + 16] for k in range(frames)])
     embeddings = encoder.run(None, {"mel_spectrogram": windows})[0]
-    sequence = np.concatenate([np.zeros((8, 512), np.float32), embeddings[:1], embeddings, np.zeros((8, 512), np.float32)])
+    edge = np.zeros((8, 512), np.float32)
+    sequence = np.concatenate([edge, embeddings[:1], embeddings, edge])
     features = np.stack([sequence[i : i + 16] for i in range(frames)]).reshape(-1, 32, 16, 16)
     areas = np.array([dark_area(run(mouth, visuals[:1], features[i : i + 1])[0]) for i in range(frames)])
     loudest = 110 / 3.2

@@ -95,8 +95,8 @@ def _paint_brow(part: Canvas, side: int, lift: float) -> None:
 
 def _eye_curves(side: int) -> tuple[Points, Points]:
     """The open upper and the lower lid, both from the inner to the outer corner."""
-    upper = [(23.5, 4), (30, -7.5), (42, -16.0), (56, -17), (70, -10.5), (79.5, -1)]
-    lower = [(23.5, 4), (32, 8.6), (44, 11.2), (57, 11.2), (70, 6.6), (79.5, -1)]
+    upper = [(23.5, 4), (30, -6.5), (42, -14.6), (56, -15.6), (70, -9.8), (79.5, -1)]
+    lower = [(23.5, 4), (32, 8.4), (44, 10.6), (57, 10.4), (70, 6.2), (79.5, -1)]
     first, second = (shifted(spline(sided(lid, side), closed=False), 0, EYE_Y) for lid in (upper, lower))
     return first, second
 

@@ -1,72 +1,60 @@
-"""A small notation for hand-built ONNX graphs: arithmetic on `Value` adds nodes to a `Graph`.
+"""Arithmetic notation for hand-built ONNX graphs: operators on a `Value` add nodes to its `Graph`.
 
 Takes numbers and operator names and gives a checked ModelProto; knows nothing of mouths or audio.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 17
-IR_VERSION = 8
+from lipsync.graph_builder import GraphBuilder
+
 Tensor: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.int64]"
 Operand: TypeAlias = "Value | float | Tensor"
 
 
-@dataclass
 class Graph:
-    """Nodes and constants of a model in the making."""
+    """A graph in the making; nodes and constants are named in the order of their making."""
 
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    def __init__(self, name: str) -> None:
+        self._builder = GraphBuilder(name)
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._nodes = 0
 
-    def input(self, name: str) -> Value:
-        """The graph's input of that name, to be declared again in `model`."""
-        return Value(self, name)
+    def input(self, name: str, shape: Sequence[int | str]) -> Value:
+        """Declare an FP32 input; a str in `shape` is a symbolic dimension."""
+        return Value(self, self._builder.input(name, shape))
 
-    def constant(self, value: Operand) -> str:
-        """The name of an operand; floats become float32 and each distinct constant is stored once."""
-        if isinstance(value, Value):
-            return value.name
-        array = np.asarray(value, np.float32) if isinstance(value, float | int) else value
-        known = (
-            f"{array.dtype.str}{array.shape}{array.tobytes().hex()}"
-            if array.size < 64
-            else f"large_{len(self.constants)}"
-        )
-        if known not in self.constants:
-            self.constants[known] = numpy_helper.from_array(array, f"c{len(self.constants)}")
-        return self.constants[known].name
+    def output(self, name: str, value: Value, shape: Sequence[int | str]) -> None:
+        """Declare `value` to be the FP32 output `name`."""
+        self._builder.output(self._builder.node("Identity", [value.name], name), shape)
 
     def add(self, operator: str, *operands: Operand, **attributes: Any) -> Value:
         """Add one node of the default domain; its only output."""
-        name = f"v{len(self.nodes)}"
-        names = [self.constant(operand) for operand in operands]
-        self.nodes.append(helper.make_node(operator, names, [name], **attributes))
-        return Value(self, name)
+        names = [self._name_of(operand) for operand in operands]
+        self._nodes += 1
+        return Value(self, self._builder.node(operator, names, f"v{self._nodes}", **attributes))
 
-    def model(
-        self, name: str, inputs: dict[str, list[int | str]], outputs: dict[str, tuple[Value, list[int | str]]]
-    ) -> onnx.ModelProto:
-        """The finished model, checked: FP32 inputs and outputs by name and shape."""
-        nodes = [*self.nodes, *(helper.make_node("Identity", [v.name], [out]) for out, (v, _) in outputs.items())]
-        graph = helper.make_graph(
-            nodes,
-            name,
-            [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in inputs.items()],
-            [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, (_, shape) in outputs.items()],
-            list(self.constants.values()),
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        model.producer_name = "triton-lipsync"
+    def model(self) -> onnx.ModelProto:
+        """The finished model, checked."""
+        model = self._builder.model()
         onnx.checker.check_model(model, full_check=True)
         return model
+
+    def _name_of(self, operand: Operand) -> str:
+        if isinstance(operand, Value):
+            return operand.name
+        array = np.asarray(operand, np.float32) if isinstance(operand, float | int) else operand
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self._builder.constant(f"c{len(self._constants)}", array)
+        return self._constants[key]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from lipsync import avatar, avatar_palette
+from lipsync import avatar_motion, avatar_palette
 from lipsync.avatar_drawing import Array, Colour
 from lipsync.avatar_features import (
     CHIN_SHARE,
@@ -37,7 +37,7 @@ EMBEDDINGS = 16
 OWN_EMBEDDING = 9  # of the 16, the one whose window starts at the frame's own start
 
 _ROI = 320
-_ROI_PER_UNIT = avatar.ROI_PER_UNIT  # ROI pixels a drawing unit
+_ROI_PER_UNIT = avatar_motion.ROI_PER_UNIT  # ROI pixels a drawing unit
 _TOP, _BOTTOM, _LEFT, _RIGHT = 152, 316, 32, 288  # the part of the ROI that ever moves
 _LIPS = (164, 238, 92, 228)  # top, bottom, left, right: where the lips at rest are looked for
 # Mean speech-band levels. The mouth begins to open at QUIET and is fully open at LOUD; what stays above QUIET for the
@@ -50,16 +50,12 @@ def loudness_encoder() -> onnx.ModelProto:
 
     See the module's docstring for what the elements are.
     """
-    graph = Graph()
-    mel = graph.input("mel_spectrogram")
+    graph = Graph("loudness_encoder")
+    mel = graph.input("mel_spectrogram", ["n", 1, 80, COLUMNS])
     bands = graph.add("MatMul", _band_means(80), mel)
     levels = graph.add("Transpose", bands * 0.125 + 0.5, perm=[0, 1, 3, 2])
-    features = levels.reshape(0, BANDS * COLUMNS)
-    return graph.model(
-        "loudness_encoder",
-        {"mel_spectrogram": ["n", 1, 80, 16]},
-        {"audio_features": (features, ["n", BANDS * COLUMNS])},
-    )
+    graph.output("audio_features", levels.reshape(0, BANDS * COLUMNS), ["n", BANDS * COLUMNS])
+    return graph.model()
 
 
 # What loudness is made of: about 150 to 1500 Hz, the first formant most. Vowels rather than hiss.
@@ -106,18 +102,16 @@ def mouth_model() -> onnx.ModelProto:
     Finds the drawn lips in the ROI, warps the lower face by the opening and paints what shows between the lips. At
     silence the output is the ROI itself. Channels 3-5 (the masked ROI) matter for nothing.
     """
-    graph = Graph()
-    visual, audio = graph.input("visual"), graph.input("audio")
+    graph = Graph("avatar_mouth")
+    visual = graph.input("visual", ["n", 6, _ROI, _ROI])
+    audio = graph.input("audio", ["n", 2 * EMBEDDINGS, 16, 16])
     roi = visual.part(1, 0, 3)
     moved = _moved_face(graph, roi, _opening(graph, audio))
     middle = roi.part(2, _TOP, _BOTTOM)
     middle = graph.add("Concat", middle.part(3, 0, _LEFT), moved, middle.part(3, _RIGHT, _ROI), axis=3)
     output = graph.add("Concat", roi.part(2, 0, _TOP), middle, roi.part(2, _BOTTOM, _ROI), axis=2)
-    return graph.model(
-        "avatar_mouth",
-        {"visual": ["n", 6, _ROI, _ROI], "audio": ["n", 2 * EMBEDDINGS, 16, 16]},
-        {"output": (output.clip(), ["n", 3, _ROI, _ROI])},
-    )
+    graph.output("output", output.clip(), ["n", 3, _ROI, _ROI])
+    return graph.model()
 
 
 def _moved_face(graph: Graph, roi: Value, opening: Value) -> Value:
@@ -207,7 +201,7 @@ def _measured_lips() -> tuple[float, npt.NDArray[np.float64]]:
 
 
 _CENTRE, _LINE = _measured_lips()
-_LIPS_Y = _ROI / 2 + (_CENTRE - avatar.RECT_Y) * _ROI_PER_UNIT
+_LIPS_Y = _ROI / 2 + (_CENTRE - avatar_motion.RECT_Y) * _ROI_PER_UNIT
 
 
 def _fall(graph: Graph, u: Value, v: Value, lips: _Lips, gap: Value) -> Value:

@@ -68,8 +68,7 @@ def _with_vignette(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     distance = ((x / width - 0.5) * 2) ** 2 * 0.8 + ((y / height - 0.44) * 2) ** 2 * 0.62
     darkness = np.clip(distance - 0.3, 0, 2)[..., None] ** 1.25
     shade = 1 - darkness * np.array([0.30, 0.22, 0.13], np.float32)  # blue goes first: warm corners
-    grain = np.random.default_rng(7).random((height, width, 1), np.float32)  # breaks the bands of 8-bit gradients
-    room: npt.NDArray[np.uint8] = np.clip(picture * shade * 255 + grain, 0, 255).astype(np.uint8)
+    room: npt.NDArray[np.uint8] = np.clip(picture * shade * 255 + 0.5, 0, 255).astype(np.uint8)
     return room
 
 

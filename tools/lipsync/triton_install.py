@@ -1,4 +1,4 @@
-"""Lays out the embedded Triton: in goes a folder, out comes a `TritonHome` that names the server, its libraries and backends.
+"""Lays out the embedded Triton: in goes a folder, out comes a `TritonHome` that names the server and its backends.
 
 The server is the one that the `nvidia-pytriton` wheel carries; the wheel is unpacked into a folder of its own and never
 imported. Knows nothing of running servers.
@@ -74,9 +74,10 @@ def install(home: Path, report: Callable[[str], None]) -> TritonHome:
     with _locked(home / ".lock"):
         if not (home / "wheel").is_dir():
             _install_wheel(home, report)
-        layout = home / f"layout-{_layout_key(backend)}"
+        layout = home / f"layout-{_layout_key()}"
         if not layout.is_dir():
-            _build_layout(home, layout, backend, report)
+            _build_layout(home, layout, report)
+        _refresh(layout / "backends" / "onnxruntime" / "model.py", backend)
     libraries = home / "wheel" / "nvidia_pytriton.libs"
     flags: list[str] = json.loads((layout / "flags.json").read_text())
     return TritonHome(
@@ -90,7 +91,7 @@ def install(home: Path, report: Callable[[str], None]) -> TritonHome:
 
 
 def check_platform() -> None:
-    """Raises `InvalidInput` unless this is x86_64 Linux with a glibc and an interpreter that the wheel was built for."""
+    """Raises `InvalidInput` unless the wheel can run here: x86_64 Linux with a glibc that is new enough."""
     machine = platform.machine()
     if sys.platform != "linux" or machine != "x86_64":
         raise InvalidInput(
@@ -108,7 +109,7 @@ def check_platform() -> None:
 
 
 def require_plain_path(path: Path, what: str, field: str) -> None:
-    """Raises `InvalidInput` for a path that Triton's Python backend, which pastes paths into a shell line, would break."""
+    """Raises `InvalidInput` for a path that would break in the shell line that Triton's Python backend makes of it."""
     if not all(c.isalnum() or c in "/._-+,:=@%" for c in str(path)):
         raise InvalidInput(
             f"{what} is {str(path)!r}: Triton's Python backend takes letters, digits and /._-+,:=@% in a path only;"
@@ -148,6 +149,7 @@ def _renamed_into_place(target: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.staging-", dir=target.parent))
     try:
+        staging.chmod(0o755)
         yield staging
         staging.rename(target)
     finally:
@@ -173,14 +175,14 @@ def _install_wheel(home: Path, report: Callable[[str], None]) -> None:
                 shutil.rmtree(entry)
 
 
-def _layout_key(backend: Path) -> str:
-    """Names one combination of interpreter, environment and backend code, so that several share a home."""
-    parts = [LAYOUT_VERSION, WHEEL, sys.version, sys.base_prefix, *_package_folders(), backend.read_text()]
+def _layout_key() -> str:
+    """Names one combination of interpreter and environment, so that several can share a home."""
+    parts = [LAYOUT_VERSION, WHEEL, sys.version, sys.base_prefix, *_package_folders()]
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
     return f"py{_PYTHON_VERSION}-{digest[:12]}"
 
 
-def _build_layout(home: Path, layout: Path, backend: Path, report: Callable[[str], None]) -> None:
+def _build_layout(home: Path, layout: Path, report: Callable[[str], None]) -> None:
     report(f"laying out Triton's backends for Python {_PYTHON_VERSION}")
     stub = _wheel_part(home, f"python_backend_stubs/{_PYTHON_VERSION}/triton_python_backend_stub")
     if not stub.is_file():
@@ -192,16 +194,23 @@ def _build_layout(home: Path, layout: Path, backend: Path, report: Callable[[str
             shutil.copy2(_wheel_part(home, "backends/python") / name, python_backend)
         shutil.copy2(stub, python_backend)
         (staging / "backends" / "onnxruntime").mkdir()
-        shutil.copy2(backend, staging / "backends" / "onnxruntime")
         _link_libpython(home, staging / "lib", report)
         _build_environment(staging)
         (staging / "flags.json").write_text(json.dumps(_known_flags(home)))
 
 
+def _refresh(target: Path, source: Path) -> None:
+    """Makes `target` a copy of `source`, never seen half written; a running server takes it up with its next load."""
+    if not target.is_file() or target.read_bytes() != source.read_bytes():
+        staging = target.with_name(f"{target.name}.staging")
+        shutil.copyfile(source, staging)
+        staging.replace(target)
+
+
 def _build_environment(folder: Path) -> None:
     """Makes `folder` a virtual environment whose site-packages are those of the running interpreter.
 
-    The stub's Python ignores PYTHONHOME and PYTHONPATH; it takes the first `python3` of PATH and the pyvenv.cfg beside it.
+    The stub's Python ignores PYTHONHOME and PYTHONPATH; it goes by the first `python3` of PATH and its pyvenv.cfg.
     """
     executable = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
     (folder / "bin").mkdir()
@@ -219,7 +228,9 @@ def _package_folders() -> tuple[Path, ...]:
     for name in ("numpy", "onnxruntime"):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            raise InvalidInput(f"{name} is not installed in this environment: run `pip install 'triton-lipsync[tools]'`")
+            raise InvalidInput(
+                f"{name} is not installed in this environment: run `pip install 'triton-lipsync[tools]'`"
+            )
         folders[Path(spec.origin).absolute().parent.parent] = None
     return tuple(folders)
 

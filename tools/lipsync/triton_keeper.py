@@ -2,7 +2,7 @@
 
 It starts the server, starts it again when it dies, loads what was resident, and ends everything (server, stubs, shared
 memory) when its standard input closes, that is when its owner is gone in whatever way. Standard library only: it runs
-as a plain file, outside the project's environment.
+without site-packages.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ import ctypes
 import http.client
 import json
 import os
-import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SHM = Path("/dev/shm")
-REGION_PREFIX = "lipsync-triton-"
+from lipsync.triton_processes import end_session, reap, region_prefix, sweep_orphans, sweep_regions
+
 POLL_S = 0.25
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 TAIL_LINES = 15
@@ -34,7 +32,6 @@ STEADY_S = 10.0
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 5.0
 LOAD_TIMEOUT_S = 300.0
-_REGION = re.compile(rf"{REGION_PREFIX}(\d+)-(\d+)-(\d+)-")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,99 +51,12 @@ class Spec:
     stop_grace_s: float
 
 
-def region_prefix(keeper_pid: int) -> str:
-    """Names the shared memory of one keeper so that anyone can tell whether its owner still lives."""
-    return f"{REGION_PREFIX}{_pid_namespace()}-{keeper_pid}-{process_start_time(keeper_pid)}-"
-
-
-def sweep_regions(prefix: str) -> None:
-    """Removes the shared memory regions whose name starts with `prefix`."""
-    for path in SHM.glob(f"{prefix}*"):
-        path.unlink(missing_ok=True)
-
-
-def sweep_orphans() -> None:
-    """Removes the regions, and ends the stubs, of keepers of this PID namespace that no longer live."""
-    for path in SHM.glob(f"{REGION_PREFIX}*"):
-        match = _REGION.match(path.name)
-        if match is None or int(match[1]) != _pid_namespace():
-            continue
-        if process_start_time(int(match[2])) != int(match[3]):
-            for pid in _users_of(path.name):
-                _kill(pid)
-            path.unlink(missing_ok=True)
-
-
-def process_start_time(pid: int) -> int | None:
-    """Start of a living process in clock ticks after boot, which with its pid names it for good; None if it is gone."""
-    fields = _stat(pid)
-    return None if fields is None or fields[0] == "Z" else int(fields[19])
-
-
-def session_members(session: int) -> list[int]:
-    """The living processes of a session, its leader left out."""
-    members = []
-    for pid in _pids():
-        fields = _stat(pid)
-        if fields is not None and fields[0] != "Z" and int(fields[3]) == session and pid != session:
-            members.append(pid)
-    return members
-
-
-def end_session(session: int, timeout_s: float = 5.0) -> None:
-    """Kills every process of the session but its leader, and sees them go."""
-    deadline = time.monotonic() + timeout_s
-    while (members := session_members(session)) and time.monotonic() < deadline:
-        for pid in members:
-            _kill(pid)
-        time.sleep(0.01)
-
-
 def log_tail(path: Path, offset: int = 0) -> str:
     """The last lines of the log, of what was written from `offset` on."""
     with contextlib.suppress(OSError), path.open("rb") as log:
         log.seek(max(offset, path.stat().st_size - 4096))
         return "\n".join(log.read().decode(errors="replace").splitlines()[-TAIL_LINES:])
     return ""
-
-
-def _pids() -> Iterator[int]:
-    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat from the state on (proc(5): field 3)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-
-
-def _users_of(region: str) -> list[int]:
-    users = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            if region.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                users.append(pid)
-    return users
-
-
-def _pid_namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _reap() -> set[int]:
-    """Collects ended children, adopted ones included: a stub exits when it sees its server gone, not a zombie."""
-    ended = set()
-    with contextlib.suppress(ChildProcessError):
-        while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-            ended.add(pid)
-    return ended
 
 
 class Keeper:
@@ -214,7 +124,7 @@ class Keeper:
             if os.getppid() != keeper:
                 os._exit(1)
 
-        with open(spec.log_path, "ab") as log:
+        with Path(spec.log_path).open("ab") as log:
             self.log_offset = log.tell()
             process = subprocess.Popen(
                 command,
@@ -225,7 +135,7 @@ class Keeper:
                 preexec_fn=die_with_keeper,
             )
         self.server_pid = process.pid
-        # `_reap` collects it; Popen must not wait for a pid that may be another process by then.
+        # `reap` collects it; Popen must not wait for a pid that may be another process by then.
         process.returncode = 0
 
     def _wait_ready(self) -> bool:
@@ -291,7 +201,7 @@ class Keeper:
         # a process forked off the owner still holds the other end.
         if sys.stdin in readable or os.getppid() != self.owner_pid:
             self._stopping = True
-        if self.server_pid in _reap():
+        if self.server_pid in reap():
             self.server_pid = 0
         return self.server_pid != 0 and not self._stopping
 
@@ -305,11 +215,11 @@ class Keeper:
         if self.server_pid:
             os.kill(self.server_pid, signal.SIGTERM)
             deadline = time.monotonic() + self.spec.stop_grace_s
-            while self.server_pid not in _reap() and time.monotonic() < deadline:
+            while self.server_pid not in reap() and time.monotonic() < deadline:
                 time.sleep(0.01)
             self.server_pid = 0
         end_session(os.getpid())
-        _reap()
+        reap()
         sweep_regions(self.prefix)
 
     def _trim_log(self) -> None:
@@ -321,7 +231,7 @@ class Keeper:
                 os.truncate(path, 0)
 
     def _note(self, line: str) -> None:
-        with contextlib.suppress(OSError), open(self.spec.log_path, "a") as log:
+        with contextlib.suppress(OSError), Path(self.spec.log_path).open("a") as log:
             log.write(f"keeper: {line}\n")
 
 
@@ -341,7 +251,3 @@ def main() -> int:
             return 0
         line += byte
     return Keeper(Spec(**json.loads(line))).run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 
 from compositor.errors import InvalidInput, LipsyncError, TritonUnavailable
-from lipsync import triton_keeper
 from lipsync.triton_install import TritonHome, default_home, install, require_plain_path
+from lipsync.triton_keeper import Spec, log_tail
+from lipsync.triton_processes import end_session, region_prefix, sweep_regions
 
 __all__ = ["EmbeddedTriton", "TritonHome", "default_home", "install"]
 
@@ -31,6 +32,7 @@ SHM_DEFAULT_BYTES = 4 * 1024 * 1024
 SHM_GROWTH_BYTES = 4 * 1024 * 1024
 STOP_GRACE_S = 1.0
 _PORT_TRIES = 5
+_KEEPER = "import sys; sys.path.append(sys.argv[1]); from lipsync.triton_keeper import main; sys.exit(main())"
 _logger = logging.getLogger(__name__)
 
 
@@ -170,7 +172,7 @@ class EmbeddedTriton:
             log_path, delete_log = Path(name), True
         log_path.parent.mkdir(parents=True, exist_ok=True)
         server_id = f"lipsync-{uuid.uuid4().hex}"
-        spec = triton_keeper.Spec(
+        spec = Spec(
             command=self._command(home, server_id),
             environment=_environment(home),
             http_host=self._host,
@@ -184,16 +186,16 @@ class EmbeddedTriton:
         self._server_pid, self._restarts, self._failure = None, 0, None
         with log_path.open("ab") as log:
             # A session of its own: the terminal's Ctrl-C reaches this process only, which then ends the rest in order.
-            # Run as a file and without site-packages, it starts in 20 ms and cannot be broken by the environment.
+            # Without site-packages it starts in 20 ms and cannot be broken by the environment.
             keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", triton_keeper.__file__],
+                [sys.executable, "-I", "-S", "-c", _KEEPER, str(Path(__file__).resolve().parents[1])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
             )
         self._keeper = keeper
-        self._prefix = triton_keeper.region_prefix(keeper.pid)
+        self._prefix = region_prefix(keeper.pid)
         self._reader = threading.Thread(target=self._follow, args=(keeper, log_path, delete_log), daemon=True)
         self._reader.start()
         try:
@@ -212,8 +214,10 @@ class EmbeddedTriton:
     def _follow(self, keeper: subprocess.Popen[bytes], log_path: Path, delete_log: bool) -> None:
         """Takes in the keeper's events until it ends, and cleans up where it could not."""
         assert keeper.stdout is not None
+        was_ready = False
         for line in keeper.stdout:
             event = json.loads(line)
+            was_ready = was_ready or event["event"] == "ready"
             with self._changed:
                 self._server_pid = event.get("pid")
                 self._restarts = event.get("restarts", self._restarts)
@@ -221,10 +225,10 @@ class EmbeddedTriton:
                 self._changed.notify_all()
             if event["event"] == "down":
                 _logger.warning("the embedded Triton ended unexpectedly and is started again")
-        tail = triton_keeper.log_tail(log_path)
+        tail = log_tail(log_path)
         # Does nothing after an orderly end; the keeper itself may have been killed, though.
-        triton_keeper.end_session(keeper.pid)
-        triton_keeper.sweep_regions(self._prefix)
+        end_session(keeper.pid)
+        sweep_regions(self._prefix)
         if delete_log:
             log_path.unlink(missing_ok=True)
         with self._changed:
@@ -232,7 +236,7 @@ class EmbeddedTriton:
             if self._keeper is keeper and self._failure is None:
                 self._failure = tail
             self._changed.notify_all()
-        if self._keeper is keeper:
+        if was_ready and self._keeper is keeper:
             _logger.error("the embedded Triton is gone for good; its log ends with:\n%s", self._failure)
 
     def _command(self, home: TritonHome, server_id: str) -> list[str]:

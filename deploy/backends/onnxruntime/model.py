@@ -1,5 +1,8 @@
 """Triton's `onnxruntime` backend in Python, for the embedded server: in come request lists, out go their responses.
 
+Tensors pass as DLPack only: the wheel's stub was built for NumPy 1, and under NumPy 2 its `as_numpy` repeats the first
+element and its `Tensor(name, array)` sends no bytes.
+
 Takes from config.pbtxt what the C++ backend takes (its README and src/onnxruntime.cc), so that one config serves both.
 For embedded use only: production runs the C++ backend and never mounts this folder.
 """
@@ -119,7 +122,7 @@ def run_options(config: dict[str, Any]) -> onnxruntime.RunOptions:
 def providers(config: dict[str, Any], kind: str, device_id: int) -> list[Any]:
     """Execution providers, in order, for an instance of `kind` (CPU or GPU, as Triton resolved it) on `device_id`.
 
-    Raises TritonModelException for a GPU instance where this onnxruntime has no CUDA, and for accelerators nobody knows.
+    Raises TritonModelException for a GPU instance where this onnxruntime has no CUDA, and for unknown accelerators.
     """
     available = onnxruntime.get_available_providers()
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
@@ -145,7 +148,7 @@ def providers(config: dict[str, Any], kind: str, device_id: int) -> list[Any]:
 
 
 def cuda_options(config: dict[str, Any], device_id: int) -> dict[str, str]:
-    """Options of the CUDA provider. The four keys of `CUDA_PARAMETERS` count at top level only, as in the C++ backend."""
+    """Options of the CUDA provider. As in the C++ backend, the keys of `CUDA_PARAMETERS` count at top level only."""
     parameters = Parameters(config)
     options: dict[str, str] = {}
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
@@ -177,20 +180,27 @@ def model_path(args: dict[str, str], config: dict[str, Any]) -> Path:
 
 
 def check_tensors(what: str, entries: list[dict[str, Any]], nodes: list[Any], max_batch_size: int) -> None:
-    """Raises TritonModelException unless the config's inputs or outputs fit the graph's."""
+    """Raises TritonModelException unless the config's inputs or outputs fit the graph's.
+
+    As in the C++ backend the graph may leave open what the config fixes for inputs, while outputs must be equal.
+    """
     graph = {node.name: node for node in nodes}
     for entry in entries:
         name, dims = entry["name"], [int(d) for d in entry.get("reshape", {}).get("shape", entry["dims"])]
-        if name not in graph:
+        node = graph.get(name)
+        if node is None:
             raise pb_utils.TritonModelException(f"the graph has no {what} {name!r}; it has {', '.join(graph)}")
-        node = graph[name]
-        if DATA_TYPES.get(entry["data_type"]) != node.type:
-            raise pb_utils.TritonModelException(f"{what} {name!r} is {entry['data_type']}, but {node.type} in the graph")
+        data_type = entry["data_type"]
+        if DATA_TYPES.get(data_type) != node.type:
+            raise pb_utils.TritonModelException(f"{what} {name!r} is {data_type}, but {node.type} in the graph")
         actual = [d if isinstance(d, int) else -1 for d in node.shape]
         expected = [-1, *dims] if max_batch_size > 0 else dims
-        fits = len(actual) == len(expected) and all(a in (-1, e) for a, e in zip(actual, expected, strict=True))
-        if not fits or (max_batch_size > 0 and actual[0] != -1):
-            raise pb_utils.TritonModelException(f"{what} {name!r} is {expected}, but {actual} in the graph")
+        if max_batch_size > 0 and actual[:1] != [-1]:
+            raise pb_utils.TritonModelException(f"{what} {name!r} is {actual} in the graph: the batch must be variable")
+        open_dims = () if what == "output" else (-1,)
+        same_rank = len(actual) == len(expected)
+        if not same_rank or any(a != e and a not in open_dims for a, e in zip(actual, expected, strict=True)):
+            raise pb_utils.TritonModelException(f"{what} {name!r} is {expected} in config.pbtxt, {actual} in the graph")
 
 
 class TritonPythonModel:

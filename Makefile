@@ -1,0 +1,40 @@
+# Everything a newcomer needs. Each target works as the first command after a clone.
+.PHONY: help setup demo test check format proto lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
+
+setup: ## Make .venv with everything, development included
+	@tools/setup.sh dev
+
+demo:  ## Draw an avatar, add it as a tenant, let it speak: out/demo.mp4
+	@tools/setup.sh tools
+	@.venv/bin/lipsync demo
+
+test:  ## Run all tests, those against the real Triton included
+	@tools/setup.sh dev
+	.venv/bin/python -m pytest
+
+check: ## Lint, formatting, types
+	@tools/setup.sh dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: ## Format the code
+	@tools/setup.sh dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+proto: ## Generate code from the .proto files
+	@tools/setup.sh dev
+	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. compositor/proto/*.proto
+
+lock:  ## Write requirements.lock anew from pyproject.toml
+	@tools/setup.sh dev
+	.venv/bin/pip install -q uv
+	.venv/bin/uv pip compile -q --universal --no-annotate --python-version 3.10 --all-extras --upgrade \
+		--custom-compile-command 'make lock' pyproject.toml -o requirements.lock
+
+clean: ## Remove what the targets above made; tenants stay
+	rm -rf .venv .triton out .pytest_cache .mypy_cache .ruff_cache .hypothesis
