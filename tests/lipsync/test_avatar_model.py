@@ -163,6 +163,19 @@ def test_any_picture_and_features_give_a_finite_output_in_range(
     assert output.max() <= 1
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["visual", "audio"])
+def test_bad_numbers_in_one_row_leave_the_others_alone(
+    mouth: ort.InferenceSession, visuals: Array, name: str, bad: float
+) -> None:
+    inputs = {"visual": visuals[:3].copy(), "audio": opened(0.8).repeat(3, axis=0)}
+    expected = mouth.run(None, inputs)[0]
+    inputs[name] = inputs[name].copy()
+    inputs[name][1] = bad
+    output = mouth.run(None, inputs)[0]
+    assert np.array_equal(output[[0, 2]], expected[[0, 2]])
+
+
 def test_steady_noise_does_not_open_the_mouth_but_a_word_in_it_does(
     mouth: ort.InferenceSession, visuals: Array
 ) -> None:

@@ -15,7 +15,7 @@ import onnx
 
 from lipsync.graph_builder import GraphBuilder
 
-Tensor: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.int64]"
+Tensor: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.int64] | np.int64"
 Operand: TypeAlias = "Value | float | Tensor"
 
 
@@ -50,7 +50,7 @@ class Graph:
     def _name_of(self, operand: Operand) -> str:
         if isinstance(operand, Value):
             return operand.name
-        array = np.asarray(operand, np.float32) if isinstance(operand, float | int) else operand
+        array = np.asarray(operand, np.float32 if isinstance(operand, float | int) else None)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = self._builder.constant(f"c{len(self._constants)}", array)

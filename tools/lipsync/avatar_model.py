@@ -168,7 +168,8 @@ def _resample(graph: Graph, image: Value, axis: int, source: Value) -> Value:
     last = (_BOTTOM - _TOP if axis == 2 else _RIGHT - _LEFT) - 1
     source = source.clip(0.0, last - 0.001)
     floor = graph.add("Floor", source)
-    first = graph.add("Cast", floor, to=TensorProto.INT64)
+    # The second clip is for NaN: as an index it would fail the whole batch, so also the rows of other sessions.
+    first = graph.add("Clip", graph.add("Cast", floor, to=TensorProto.INT64), np.int64(0), np.int64(last - 1))
     first = graph.add("Concat", first, first, first, axis=1)
     second = first + np.asarray(1, np.int64)
     before, after = (graph.add("GatherElements", image, index, axis=axis) for index in (first, second))
@@ -202,6 +203,7 @@ def _measured_lips() -> tuple[float, npt.NDArray[np.float64]]:
 
 _CENTRE, _LINE = _measured_lips()
 _LIPS_Y = _ROI / 2 + (_CENTRE - avatar_motion.RECT_Y) * _ROI_PER_UNIT
+_FLOOR = (_BOTTOM - 4 - _LIPS_Y) / _ROI_PER_UNIT  # where the neck no longer moves, drawing units below the lips
 
 
 def _fall(graph: Graph, u: Value, v: Value, lips: _Lips, gap: Value) -> Value:
@@ -218,16 +220,12 @@ def _fall(graph: Graph, u: Value, v: Value, lips: _Lips, gap: Value) -> Value:
     return graph.add("Where", graph.add("Less", v + v, lips.upper + lips.lower), above, below)
 
 
-_FLOOR = (_BOTTOM - 4 - _LIPS_Y) / _ROI_PER_UNIT  # where the neck no longer moves, drawing units below the lips
-
-
 def _paint_cavity(face: Value, u: Value, v: Value, lips: _Lips, gap: Value) -> Value:
     """Dark cavity, tongue, upper teeth, the lip's shadow and the corners, in the colours of the drawing."""
     depth, s = v - lips.upper, lips.s
     inside = (depth - 0.4).clip() * (lips.lower - v + 1.6).clip() * ((lips.lower - lips.upper) * 0.5).clip()
-    mouth = _tint(avatar_palette.CAVITY_DEEP) + (depth * (1 / 22)).smooth() * _difference(
-        avatar_palette.CAVITY_DEEP, avatar_palette.CAVITY
-    )
+    deep, front = _tint(avatar_palette.CAVITY_DEEP), _tint(avatar_palette.CAVITY)
+    mouth = deep + (depth * (1 / 22)).smooth() * (front - deep)
     tongue_y = gap * (1 - UPPER_SHARE) + (float(_LINE[-1]) + 0.5)
     across, down = u * (1 / 22), (v - tongue_y) * (1 / 9)
     tongue = ((1.25 - (across * across + down * down)) * 2.0).smooth() * 0.9
@@ -237,7 +235,7 @@ def _paint_cavity(face: Value, u: Value, v: Value, lips: _Lips, gap: Value) -> V
     teeth = ((edge - depth) * 0.9 + 0.5).clip() * (edge * 0.5).clip() * 0.95
     mouth = mouth + teeth * (_tint(avatar_palette.TEETH) - mouth)
     shadow = (1.0 - depth * (1 / 4.0)).clip() * 0.55
-    mouth = mouth + shadow * (_tint(avatar_palette.CAVITY_DEEP) - mouth)
+    mouth = mouth + shadow * (deep - mouth)
     face = face + inside * (mouth - face)
     off_corner, off_line = (s * s - 0.95) * (1 / 0.16), (v + v - lips.upper - lips.lower) * (1 / 4.6)
     crease = (1.0 - off_corner * off_corner).clip() * (1.0 - off_line * off_line).clip() * (gap * 0.12).clip(0.0, 0.85)
@@ -246,7 +244,3 @@ def _paint_cavity(face: Value, u: Value, v: Value, lips: _Lips, gap: Value) -> V
 
 def _tint(paint: Colour) -> Array:
     return np.asarray(paint, np.float32).reshape(1, 3, 1, 1)
-
-
-def _difference(first: Colour, last: Colour) -> Array:
-    return _tint(last) - _tint(first)

@@ -178,8 +178,10 @@ class Keeper:
         while not stop.wait(POLL_S):
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
                 statistics = self._ask("GET", "/v2/models/stats")["model_stats"]
-                if not stop.is_set():
-                    self.resident = sorted({entry["name"] for entry in statistics})
+                names = sorted({entry["name"] for entry in statistics})
+                if names != self.resident and not stop.is_set():
+                    self.resident = names
+                    _emit(event="resident", names=names)
 
     def _ask(self, method: str, path: str, timeout_s: float = 5.0) -> Any:
         """One HTTP request to the server; its JSON answer. Raises ValueError for any status but 200."""
@@ -235,9 +237,13 @@ class Keeper:
             log.write(f"keeper: {line}\n")
 
 
+_emitting = threading.Lock()
+
+
 def _emit(**event: object) -> None:
-    with contextlib.suppress(OSError):
-        os.write(1, (json.dumps(event) + "\n").encode())
+    with _emitting, contextlib.suppress(OSError):
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
 
 
 def main() -> int:

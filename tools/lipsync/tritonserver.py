@@ -68,6 +68,7 @@ class EmbeddedTriton:
         self._changed = threading.Condition()
         self._server_pid: int | None = None
         self._restarts = 0
+        self._resident: frozenset[str] = frozenset()
         self._failure: str | None = None
         self._prefix = ""
 
@@ -95,6 +96,11 @@ class EmbeddedTriton:
     def restarts(self) -> int:
         """How often the server died and was started again."""
         return self._restarts
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """The models that would be loaded again if the server died now; at most about 0.3 s old."""
+        return self._resident
 
     @property
     def keeper_pid(self) -> int | None:
@@ -183,7 +189,7 @@ class EmbeddedTriton:
             start_timeout_s=self._start_timeout_s,
             stop_grace_s=STOP_GRACE_S,
         )
-        self._server_pid, self._restarts, self._failure = None, 0, None
+        self._note(_server_pid=None, _restarts=0, _resident=frozenset(), _failure=None)
         with log_path.open("ab") as log:
             # A session of its own: the terminal's Ctrl-C reaches this process only, which then ends the rest in order.
             # Without site-packages it starts in 20 ms and cannot be broken by the environment.
@@ -216,28 +222,31 @@ class EmbeddedTriton:
         assert keeper.stdout is not None
         was_ready = False
         for line in keeper.stdout:
-            event = json.loads(line)
-            was_ready = was_ready or event["event"] == "ready"
-            with self._changed:
-                self._server_pid = event.get("pid")
-                self._restarts = event.get("restarts", self._restarts)
-                self._failure = event.get("tail")
-                self._changed.notify_all()
-            if event["event"] == "down":
-                _logger.warning("the embedded Triton ended unexpectedly and is started again")
+            match json.loads(line):
+                case {"event": "ready", "pid": pid, "restarts": restarts}:
+                    was_ready = True
+                    self._note(_server_pid=pid, _restarts=restarts)
+                case {"event": "resident", "names": names}:
+                    self._note(_resident=frozenset(names))
+                case {"event": "down"}:
+                    self._note(_server_pid=None)
+                    _logger.warning("the embedded Triton ended unexpectedly and is started again")
+                case {"event": "failed", "tail": tail}:
+                    self._note(_server_pid=None, _failure=tail)
         tail = log_tail(log_path)
         # Does nothing after an orderly end; the keeper itself may have been killed, though.
         end_session(keeper.pid)
         sweep_regions(self._prefix)
         if delete_log:
             log_path.unlink(missing_ok=True)
-        with self._changed:
-            self._server_pid = None
-            if self._keeper is keeper and self._failure is None:
-                self._failure = tail
-            self._changed.notify_all()
+        self._note(_server_pid=None, _failure=tail if self._failure is None else self._failure)
         if was_ready and self._keeper is keeper:
             _logger.error("the embedded Triton is gone for good; its log ends with:\n%s", self._failure)
+
+    def _note(self, **changes: object) -> None:
+        with self._changed:
+            self.__dict__.update(changes)
+            self._changed.notify_all()
 
     def _command(self, home: TritonHome, server_id: str) -> list[str]:
         address, ports = self._host, self._ports
