@@ -14,11 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
-    """What loads and unloads: Triton."""
+    """What loads models: Triton."""
 
     async def load(self, model: str) -> None: ...
-
-    async def unload(self, model: str) -> None: ...
 
 
 class Residency:
@@ -56,12 +54,6 @@ class Residency:
     def forget(self, model: str) -> None:
         """Triton does not have it any more: the next `ensure` loads it."""
         self._ready.discard(model)
-
-    async def drop(self, model: str) -> None:
-        """Unloads a model that is no longer wanted, if it was loaded from here."""
-        if model in self._ready:
-            self._ready.discard(model)
-            await self._loader.unload(model)
 
     async def close(self) -> None:
         """Ends the loads that are under way."""

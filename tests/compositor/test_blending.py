@@ -27,7 +27,7 @@ def reference_paste(frame: NDArray[np.uint8], box: Box, prediction: NDArray[np.f
     x1, y1, x2, y2 = box.x, box.y, box.x + box.width, box.y + box.height
     crop = cv2.resize(frame[y1:y2, x1:x2], (328, 328), interpolation=cv2.INTER_CUBIC)
     crop[4:324, 4:324] = np.array(prediction.transpose(1, 2, 0) * 255, dtype=np.uint8)
-    out = frame.copy()
+    out: NDArray[np.uint8] = frame.copy()
     out[y1:y2, x1:x2] = cv2.resize(crop, (box.width, box.height), interpolation=cv2.INTER_CUBIC)
     return out
 

@@ -31,7 +31,7 @@ def prepare(image: NDArray[np.uint8], box: Box, encoding: Encoding) -> PreparedF
 
 
 def changed(image: NDArray[np.uint8], patch: Box, seed: int) -> NDArray[np.uint8]:
-    out = image.copy()
+    out: NDArray[np.uint8] = image.copy()
     out[patch.y : patch.bottom, patch.x : patch.right] = picture(patch.width, patch.height, seed)
     return out
 

@@ -30,13 +30,16 @@ from lipsync.tritonserver import EmbeddedTriton
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 DEADLINE_S = 30.0
 OWNER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from lipsync.tritonserver import EmbeddedTriton
 import tritonclient.grpc as triton
 with EmbeddedTriton(Path(sys.argv[1])) as server:
     triton.InferenceServerClient(server.grpc).load_model("double")
-    print(server.keeper_pid, server.pid, flush=True)
+    forked = os.fork() if sys.argv[2:] == ["fork"] else None
+    if forked == 0:
+        time.sleep(600)
+    print(server.keeper_pid, server.pid, forked or 0, flush=True)
     while True:
         # Short: a signal between the interpreter's last look and the system call ends the loop, not the sleep.
         time.sleep(0.05)
@@ -142,10 +145,11 @@ def client(request: pytest.FixtureRequest) -> Iterator[triton.InferenceServerCli
 
 
 @contextlib.contextmanager
-def owner_process(repository: Path) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+def owner_process(repository: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
     """A process in a group of its own that owns an embedded Triton with a resident model: (it, keeper, server)."""
+    forked = 0
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(repository)],
+        [sys.executable, "-c", OWNER, str(repository), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -153,13 +157,15 @@ def owner_process(repository: Path) -> Iterator[tuple[subprocess.Popen[str], int
     )
     assert owner.stdout is not None
     try:
-        keeper_pid, server_pid = map(int, owner.stdout.readline().split())
+        keeper_pid, server_pid, forked = map(int, owner.stdout.readline().split())
         assert regions(keeper_pid)
         yield owner, keeper_pid, server_pid
     finally:
         owner.kill()
         owner.wait()
         owner.stdout.close()
+        if forked:
+            os.kill(forked, signal.SIGKILL)
 
 
 def test_starts_ready_with_nothing_loaded(shared_server: EmbeddedTriton, client: triton.InferenceServerClient) -> None:
@@ -254,6 +260,14 @@ def test_stop_leaves_nothing(repository: Path) -> None:
 def test_nothing_is_left_when_the_owner_is_killed(repository: Path, number: signal.Signals) -> None:
     with owner_process(repository) as (owner, keeper_pid, _):
         owner.send_signal(number)
+        owner.wait(DEADLINE_S)
+        eventually(lambda: trace_of(keeper_pid) == [], f"nothing left of {trace_of(keeper_pid)}")
+
+
+def test_a_child_forked_off_the_owner_does_not_keep_the_server(repository: Path) -> None:
+    # It holds the other end of the keeper's standard input.
+    with owner_process(repository, "fork") as (owner, keeper_pid, _):
+        owner.kill()
         owner.wait(DEADLINE_S)
         eventually(lambda: trace_of(keeper_pid) == [], f"nothing left of {trace_of(keeper_pid)}")
 

@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from compositor.blending import CROP_SIZE, ROI_BORDER, ROI_SIZE
 from compositor.errors import InvalidInput
 
+from .model_rules import graphs
+
 CropsMode = Literal["resident", "sent"]
 
 PREFIX = "lipsync/"
@@ -73,7 +75,7 @@ def fuse(
     _present(wrapper, crop, PREFIX + "visual")
     uploaded = onnx.GraphProto()
     uploaded.CopyFrom(model.graph)
-    del uploaded.input[:], uploaded.output[:], uploaded.value_info[:]
+    del uploaded.input[:], uploaded.output[:]
     renamed = {visual: PREFIX + "visual", audio: "audio", output: PREFIX + "prediction"}
     _rename(uploaded, renamed, {"audio", "frame_index", "crop", "mouth", "finite"})
     before = list(wrapper.nodes)
@@ -104,17 +106,24 @@ def canonical(model: onnx.ModelProto, renamed: dict[str, str]) -> onnx.ModelProt
     """A copy of an uploaded graph whose inputs and outputs are called as `renamed` says: what it is called -> wanted."""
     out = onnx.ModelProto()
     out.CopyFrom(model)
+    _check_free(model)
     _rename(out.graph, renamed, set(renamed.values()))
-    del out.graph.value_info[:]
     return out
 
 
 def _check_free(model: onnx.ModelProto) -> None:
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    taken |= {initializer.name for initializer in model.graph.initializer}
-    clash = sorted(name for name in taken if name.startswith(PREFIX))
-    if clash:
-        raise InvalidInput(f"tensor {clash[0]!r} uses the reserved prefix {PREFIX!r}; rename it", field="model")
+    """Raises InvalidInput where a node or tensor has a name that ours could meet."""
+    taken = set[str]()
+    for graph in graphs(model):
+        for node in graph.node:
+            taken |= {node.name, *node.input, *node.output}
+        taken |= {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+        taken |= {sparse.values.name for sparse in graph.sparse_initializer}
+    clash = min((name for name in taken if name.startswith(PREFIX)), default=None)
+    if clash is not None:
+        raise InvalidInput(
+            f"avatar model: the name {clash[:100]!r} uses the reserved prefix {PREFIX!r}; rename it", field="model"
+        )
 
 
 def _gather(wrapper: _Wrapper, frames: int, crops_file: str) -> str:
@@ -182,10 +191,15 @@ def _finish(wrapper: _Wrapper, crop: str, prediction: str) -> None:
 
 
 def _rename(graph: onnx.GraphProto, renamed: dict[str, str], reserved: set[str]) -> None:
-    """Renames tensors in place, in subgraphs too, and moves an uploaded name out of the way of a reserved one."""
+    """Renames tensors in place, in subgraphs too, and moves an uploaded name out of the way of a reserved one.
+
+    Shapes noted for tensors inside are dropped: they are optional and carry the old names.
+    """
 
     def new(name: str) -> str:
-        return renamed.get(name, f"uploaded/{name}" if name in reserved else name)
+        return renamed.get(name, f"{PREFIX}uploaded/{name}" if name in reserved else name)
+
+    del graph.value_info[:], graph.quantization_annotation[:]
 
     for node in graph.node:
         for names in (node.input, node.output):
@@ -195,5 +209,5 @@ def _rename(graph: onnx.GraphProto, renamed: dict[str, str], reserved: set[str])
                 _rename(subgraph, renamed, reserved)
     for value in (*graph.input, *graph.output):
         value.name = new(value.name)
-    for initializer in graph.initializer:
+    for initializer in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
         initializer.name = new(initializer.name)

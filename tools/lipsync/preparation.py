@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import datetime
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import onnx
@@ -28,11 +29,18 @@ from compositor.geometry import Box
 from compositor.jpeg import Encoding, Layout, Subsampling
 
 from .fusing import CropsMode, fuse
+from .model_interface import one_line
 from .sources import FrameSource, Source
 
 Report = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
+RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
+    error
+    for error in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+    if isinstance(error, type) and issubclass(error, Exception)
+)
+"""What ONNX Runtime raises; its classes have no common base of their own."""
 BATCH = 4
 RESIDENT_FRAMES = 1000
 """Longest tenant whose crops go into the model by default: 323 MB on the device."""
@@ -71,9 +79,14 @@ class _Idle:
 
     def __call__(self, crops: list[Pixels]) -> NDArray[np.uint8]:
         feed = {"crop": np.stack(crops), "audio": np.repeat(self._audio, len(crops), axis=0)}
-        mouths, finite = self._session.run(["mouth", "finite"], feed)
+        try:
+            mouths, finite = self._session.run(["mouth", "finite"], feed)
+        except RUNTIME_ERRORS as error:
+            raise InvalidInput(
+                f"the model fails on silence ({one_line(str(error), 200)}); check the export, or use --idle background"
+            ) from error
         if not finite.all():
-            raise InvalidInput("the model predicts NaN or infinity for silence; check the export")
+            raise InvalidInput("the model predicts NaN or infinity for silence; export the trained weights again")
         out: NDArray[np.uint8] = mouths
         return out
 
@@ -92,13 +105,19 @@ def silence_features(encoder: Path) -> NDArray[np.float32]:
         raise InvalidInput(
             f"{encoder}: the audio encoder is not installed; run `lipsync encoder add`, or use --idle background"
         )
-    running = session(str(encoder))
+    try:
+        running = session(str(encoder))
 
-    def encode(windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = running.run(["audio_features"], {"mel_spectrogram": windows})[0]
-        return embeddings
+        def encode(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            embeddings: NDArray[np.float32] = running.run(["audio_features"], {"mel_spectrogram": windows})[0]
+            return embeddings
 
-    return clip_features(np.zeros(640, np.float32), 16_000, encode, edge="silence")[:1]
+        return clip_features(np.zeros(640, np.float32), 16_000, encode, edge="silence")[:1]
+    except RUNTIME_ERRORS as error:
+        raise InvalidInput(
+            f"{encoder}: not a working audio encoder ({one_line(str(error), 200)}); "
+            "install it anew with `lipsync encoder add --replace`"
+        ) from error
 
 
 def prepare(
@@ -169,7 +188,9 @@ def _write_frames(
             if mouth is not None:
                 frame = frame.copy()
                 frame[area] = paste(background, mouth, rect.inside(patch), blend)
-            header, scan, _ = jpeg.split(jpeg.encode(frame, layout.encoding))
+            header, scan, interval = jpeg.split(jpeg.encode(frame, layout.encoding))
+            if interval != layout.encoding.restart_interval:
+                raise jpeg.LibraryMissing(f"{jpeg.LIBRARY} does not write restart markers: version 2.1 or newer is needed")
             found = jpeg.cuts(scan, layout, patch)
             entry = index[number]
             entry["patch_begin"] = _append(patches, background.data)
@@ -181,9 +202,16 @@ def _write_frames(
             rows += len(found)
             all_cuts.append(found)
             report("frames", number + 1, count)
-    np.save(folder / files.INDEX, index)
-    np.save(folder / files.CUTS, np.concatenate(all_cuts))
+    _save(folder / files.INDEX, index)
+    _save(folder / files.CUTS, np.concatenate(all_cuts))
     return jpeg.mark_synthetic(header)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    # numpy's own writing to a file loses the errno of a full disk.
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getvalue())
 
 
 def _append(file: BinaryIO, data: memoryview) -> int:

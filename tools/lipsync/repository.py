@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import onnx
 
 from compositor import tenant as files
-from compositor.errors import InvalidInput
-from compositor.tenant import check_name, read_manifest
+from compositor.errors import InvalidInput, TenantNotFound
+from compositor.tenant import check_name
 
 from . import model_config
 from .fusing import canonical
@@ -39,7 +40,7 @@ def free_name(repository: Path, name: str) -> None:
     check_name(name)
     if name == files.AUDIO_ENCODER:
         raise InvalidInput(f"{name!r} is the name of the shared audio encoder; choose another")
-    if (repository / name).exists():
+    if os.path.lexists(repository / name):
         raise InvalidInput(f"{name!r} exists already in {repository}; choose another name, or remove it first")
 
 
@@ -57,6 +58,7 @@ def add_tenant(
     names: tensor names by role (visual, audio, output) where shapes do not tell. Raises InvalidInput.
     """
     free_name(repository, name)
+    check_name(choices.encoder, "encoder")
     report("check", 0, 1)
     checked = probe(source.model, choices.max_batch_size, names=names or {})
     uploaded = checked.model
@@ -74,14 +76,7 @@ def add_tenant(
         (built / "config.pbtxt").write_text(model_config.tenant_config(name, manifest.crops, batch, kind, threads))
         onnx.save(canonical(graph.model, dict(zip(tensors, RAW_TENSORS, strict=True))), raw / "1" / files.MODEL)
         (raw / "config.pbtxt").write_text(model_config.raw_config(raw.name, batch, kind, threads))
-        # The tenant counts as installed from the last rename on; an orphan of the first is replaced by the next add.
-        shutil.rmtree(repository / raw.name, ignore_errors=True)
-        install(raw, repository / raw.name)
-        try:
-            install(built, repository / name)
-        except BaseException:
-            shutil.rmtree(repository / raw.name, ignore_errors=True)
-            raise
+        install(built, [raw], repository)
     return manifest
 
 
@@ -100,12 +95,16 @@ def _check_space(repository: Path, source: Source, graph: Graph) -> None:
 
 
 def remove_tenant(repository: Path, name: str) -> None:
-    """Removes a tenant and its raw model. Raises TenantNotFound."""
-    read_manifest(repository, name)
-    remove(repository / name)
-    raw = repository / (name + RAW_SUFFIX)
-    if raw.exists():
-        remove(raw)
+    """Removes a tenant and its raw model, however damaged. Raises InvalidInput or TenantNotFound."""
+    check_name(name)
+    if not is_tenant(repository / name):
+        raise TenantNotFound(f"no tenant named {name!r} is installed in {repository}", field="tenant")
+    remove(repository, [model for model in (name, name + RAW_SUFFIX) if (repository / model).exists()])
+
+
+def is_tenant(directory: Path) -> bool:
+    """Whether the directory holds a tenant, whole or damaged, and no encoder: any of a tenant's own files tells."""
+    return any((directory / "1" / file).exists() for file in (files.MANIFEST, *files.FILES - {files.MODEL}))
 
 
 def disk_bytes(repository: Path, name: str) -> int:
@@ -120,12 +119,12 @@ def disk_bytes(repository: Path, name: str) -> int:
 
 def add_encoder(repository: Path, name: str, path: Path, *, replace: bool = False) -> None:
     """Checks and installs an audio encoder under `name`. Raises InvalidInput."""
-    check_name(name)
+    check_name(name, "encoder")
     target = repository / name
-    if target.exists() and not replace:
-        raise InvalidInput(f"{name!r} exists already in {repository}; use --replace to install it anew")
-    if (target / "1" / files.MANIFEST).exists():
+    if is_tenant(target):
         raise InvalidInput(f"{name!r} is a tenant in {repository}; choose another name")
+    if os.path.lexists(target) and not replace:
+        raise InvalidInput(f"{name!r} exists already in {repository}; use --replace to install it anew")
     checked = probe(path, 4, interface=ENCODER)
     model = load_dynamic(path, checked.model)
     with staging(repository, name) as folder:
@@ -134,6 +133,4 @@ def add_encoder(repository: Path, name: str, path: Path, *, replace: bool = Fals
         named = {checked.model.inputs[0]: "mel_spectrogram", checked.model.output: "audio_features"}
         onnx.save(canonical(model, named), built / "1" / files.MODEL)
         (built / "config.pbtxt").write_text(model_config.encoder_config(name))
-        if target.exists():
-            target.rename(folder / "replaced")
-        install(built, target)
+        install(built, [], repository, replace=replace)

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from compositor.deadline import Deadline
+from compositor.errors import DeadlinePassed
+
+
+def test_what_remains_is_positive_or_an_error() -> None:
+    assert 59 < Deadline.after(60).remaining_s() <= 60
+    with pytest.raises(DeadlinePassed):
+        Deadline.after(-0.001).remaining_s()

@@ -1,0 +1,159 @@
+"""Triton's errors become ours; the wire itself is tested against the real Triton in tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from compositor.deadline import Deadline
+from compositor.errors import DeadlinePassed, InferenceFailed, LipsyncError, Overloaded, TenantBroken, TritonUnavailable
+from compositor.inference import ModelNotLoaded, RegionLost, Triton, translate
+from compositor.settings import TritonSettings
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("NOT_FOUND", "Request for unknown model: 'x' is not found", ModelNotLoaded),
+        ("NOT_FOUND", "Request for unknown model: 'x' has no available versions", ModelNotLoaded),
+        ("UNAVAILABLE", "Request for unknown model: 'x' version 1 is not at ready state", ModelNotLoaded),
+        ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded),
+        ("UNAVAILABLE", "Request timeout expired", DeadlinePassed),
+        ("UNAVAILABLE", "failed to connect to all addresses", TritonUnavailable),
+        ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", InferenceFailed),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlinePassed),
+        ("INVALID_ARGUMENT", "Unable to find shared memory region: 'lipsync-1'", RegionLost),
+        ("INTERNAL", "onnxruntime execute failure", InferenceFailed),
+    ],
+)
+def test_the_table_of_tritons_errors(status: str, message: str, kind: type[LipsyncError]) -> None:
+    assert type(translate(InferenceServerException(message, f"StatusCode.{status}"))) is kind
+
+
+class Answer:
+    """What Triton answered."""
+
+    def __init__(self, **tensors: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
+        self._tensors = tensors
+
+    def as_numpy(self, name: str) -> object:
+        return self._tensors.get(name)
+
+
+class Wire:
+    """Stands for the connection to Triton: each infer gives the next answer, when it is let go."""
+
+    def __init__(self, *answers: Answer | InferenceServerException) -> None:
+        self._answers = iter(answers)
+        self.regions: list[str] = []
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def register_system_shared_memory(self, name: str, *_: object, **__: object) -> None:
+        self.regions.append(name)
+
+    async def infer(self, *_: object, **__: object) -> Answer:
+        await self.go.wait()
+        answer = next(self._answers)
+        if isinstance(answer, InferenceServerException):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        """There is no connection."""
+
+
+GOOD = Answer(finite=np.array([[True]]))
+AUDIO = np.zeros((1, 32, 16, 16), np.float32)
+FRAMES = np.zeros(1, np.int32)
+
+
+def triton_with(monkeypatch: pytest.MonkeyPatch, wire: Wire, **settings: object) -> Triton:
+    monkeypatch.setattr("tritonclient.grpc.aio.InferenceServerClient", lambda *_, **__: wire)
+    return Triton(TritonSettings.model_validate({"slots": 2, "slot_frames": 1, **settings}))
+
+
+async def test_a_slot_serves_again_after_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = triton_with(monkeypatch, Wire(*[GOOD] * 20))
+    for _ in range(20):
+        mouths = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+        assert mouths.crops.shape == (1, 328, 328, 3)
+        mouths.release()
+
+
+async def test_all_slots_taken_is_overload(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = triton_with(monkeypatch, Wire(*[GOOD] * 3))
+    held = [await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5)) for _ in range(2)]
+    with pytest.raises((Overloaded, DeadlinePassed)):
+        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(0.05))
+    held[0].release()
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+
+
+async def test_a_caller_that_goes_away_frees_its_slot_only_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(*[GOOD] * 4)
+    triton = triton_with(monkeypatch, wire)
+    wire.go.clear()
+    for _ in range(2):
+        with pytest.raises(DeadlinePassed):
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(0.02))
+    with pytest.raises((Overloaded, DeadlinePassed)):
+        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(0.02))
+    wire.go.set()
+    for _ in range(2):
+        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+
+
+async def test_a_region_that_triton_lost_is_mapped_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = InferenceServerException("Unable to find shared memory region: 'x'", "StatusCode.INVALID_ARGUMENT")
+    wire = Wire(GOOD, lost, GOOD)
+    triton = triton_with(monkeypatch, wire)
+    for _ in range(2):
+        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+    assert len(set(wire.regions)) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (Answer(finite=np.array([[False]])), TenantBroken),
+        (Answer(finite=np.array([[True], [True]])), InferenceFailed),
+        (Answer(), InferenceFailed),
+        (InferenceServerException("boom", "StatusCode.INTERNAL"), InferenceFailed),
+    ],
+)
+async def test_a_bad_answer_gives_its_slot_back(
+    monkeypatch: pytest.MonkeyPatch, answer: Answer | InferenceServerException, kind: type[LipsyncError]
+) -> None:
+    triton = triton_with(monkeypatch, Wire(*[answer] * 6, GOOD))
+    for _ in range(6):
+        with pytest.raises(kind):
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+
+
+async def test_an_answer_that_never_came_keeps_its_slot_out_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeout = InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
+    wire = Wire(timeout, GOOD, GOOD)
+    triton = triton_with(monkeypatch, wire, slots=4)
+    with pytest.raises(DeadlinePassed):
+        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    first = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    second = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    assert not np.shares_memory(first.crops, second.crops)
+    assert len(wire.regions) == 1
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [np.zeros((2, 512), np.float32), np.zeros((1, 500), np.float32), np.full((1, 512), np.nan, np.float32)],
+)
+async def test_strange_embeddings_are_refused(
+    monkeypatch: pytest.MonkeyPatch, embeddings: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> None:
+    triton = triton_with(monkeypatch, Wire(Answer(audio_features=embeddings)))
+    with pytest.raises(InferenceFailed):
+        await triton.embeddings("e", np.zeros((1, 1, 80, 16), np.float32), Deadline.after(5))

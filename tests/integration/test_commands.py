@@ -1,0 +1,132 @@
+"""The `lipsync` command as an operator types it, each in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from compositor.features import frame_count
+from compositor.pcm import read_wav
+
+from ..conftest import Stack
+
+pytestmark = pytest.mark.triton
+
+SPEECH = Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "numbers.wav"
+SAMPLES, RATE = read_wav(SPEECH.read_bytes())
+FRAMES = frame_count(len(SAMPLES), 25)
+
+
+def lipsync(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lipsync", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_speak_writes_a_video_with_its_sound(stack: Stack, tmp_path: Path) -> None:
+    video = tmp_path / "new" / "out.mp4"
+    done = lipsync("speak", "avatar", SPEECH, "-o", video, "--server", stack.service.address)
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    assert re.search(rf"{FRAMES} frames of {len(SAMPLES) / RATE:.2f} s of speech in .* real-time factor", words)
+    for stage in ("audio features", "inference", "blend", "encode"):
+        assert stage in words
+    with av.open(video) as container:
+        assert container.streams.video[0].frames == FRAMES
+        assert float(container.streams.video[0].average_rate or 0) == 25
+        assert (
+            abs(float(container.streams.audio[0].duration or 0) * float(container.streams.audio[0].time_base or 0) - 4)
+            < 0.1
+        )
+
+
+def test_speak_writes_a_folder_of_frames(stack: Stack, tmp_path: Path) -> None:
+    done = lipsync("speak", "plain", SPEECH, "-o", tmp_path / "frames", "--server", stack.service.address)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "frames").glob("frame_*.jpg"))) == FRAMES
+    assert (tmp_path / "frames" / "speech.wav").read_bytes() == SPEECH.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["speak", "nobody", SPEECH], "NOT_FOUND: no tenant named 'nobody' is installed"),
+        (["speak", "avatar", Path(__file__)], "not a WAV"),
+        (["speak", "avatar", "missing.wav"], "missing.wav: cannot be read"),
+    ],
+)
+def test_speak_refuses_in_one_line(stack: Stack, tmp_path: Path, arguments: list[str | Path], words: str) -> None:
+    done = lipsync(*arguments, "-o", tmp_path / "out.mp4", "--server", stack.service.address)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_speak_without_a_service_says_how_to_start_one(tmp_path: Path) -> None:
+    done = lipsync("speak", "avatar", SPEECH, "-o", tmp_path / "out.mp4", "--server", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert "no compositor answers at 127.0.0.1:1; start one with `lipsync up`" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_serves_and_stops_cleanly(
+    repository: Path, triton_home: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "lipsync", "up", "-r", str(repository), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            port = next(match[1] for line in lines if (match := re.search(r"listens on port (\d+)", line)))
+            done = lipsync("speak", "avatar", SPEECH, "-o", tmp_path / "f", "--server", f"127.0.0.1:{port}")
+            assert done.returncode == 0, done.stderr
+            process.send_signal(number)
+            rest = process.stdout.read()
+            assert process.wait(30) == 0
+            assert "stopped" in rest
+            assert "Traceback" not in rest
+        finally:
+            process.kill()
+
+
+def test_serve_uses_a_triton_that_runs(stack: Stack, tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"model_repository: {stack.repository}\nserver:\n  port: 0\n")
+    command = [sys.executable, "-m", "lipsync", "serve", "--triton", stack.triton.grpc, "-c", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            port = next(match[1] for line in lines if (match := re.search(r"listens on port (\d+)", line)))
+            done = lipsync("speak", "plain", SPEECH, "-o", tmp_path / "f", "--server", f"127.0.0.1:{port}")
+            assert done.returncode == 0, done.stderr
+            process.terminate()
+            assert process.stdout.read().count("Traceback") == 0
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def test_a_wrong_setting_stops_the_start(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("server:\n  prot: 1\n  threads: many\n")
+    done = lipsync("serve", "-c", config)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2
+    assert any("server.prot: no such setting; did you mean port?" in line for line in lines)
+    assert any("server.threads" in line for line in lines)
+
+
+def test_a_port_in_use_stops_the_start(stack: Stack) -> None:
+    done = lipsync("serve", "-r", stack.repository, "--triton", stack.triton.grpc, "--port", str(stack.service.port))
+    assert done.returncode == 1
+    assert "cannot be bound" in done.stderr

@@ -1,0 +1,270 @@
+"""What breaks, and what must not: Triton killed, tenants removed, replaced, broken; each with the others going on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from compositor.proto import lipsync_v1_pb2 as pb
+from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
+from compositor.settings import Settings
+from lipsync import architecture
+from lipsync.preparation import Choices
+from lipsync.repository import Serving, add_encoder, add_tenant, remove_tenant
+from lipsync.sources import open_source
+from lipsync.tritonserver import EmbeddedTriton
+
+from ..conftest import ServiceThread, Stack, connect, silent, write_small_source
+
+pytestmark = pytest.mark.triton
+
+Tone = Callable[[float, int], NDArray[np.float32]]
+ONE = np.zeros((1, 32, 16, 16), np.float32)
+
+
+def nan_when_loud() -> onnx.ModelProto:
+    """Predicts the ROI, but NaN where the mean of the audio features is above 0.5."""
+    batch = "n"
+    half = helper.make_tensor("half", TensorProto.FLOAT, [], [0.5])
+    nodes = [
+        helper.make_node("Slice", ["visual", "zero", "three", "one"], ["roi"]),
+        helper.make_node("ReduceMean", ["audio"], ["mean"], axes=[1, 2, 3], keepdims=1),
+        helper.make_node("Greater", ["mean", "half"], ["loud"]),
+        helper.make_node("Cast", ["loud"], ["flag"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["quiet", "flag"], ["root_of"]),
+        helper.make_node("Sqrt", ["root_of"], ["one_or_nan"]),
+        helper.make_node("Mul", ["roi", "one_or_nan"], ["output"]),
+    ]
+    integers = [
+        helper.make_tensor(name, TensorProto.INT64, [1], [n]) for name, n in (("zero", 0), ("three", 3), ("one", 1))
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "nan_when_loud",
+        [
+            helper.make_tensor_value_info("visual", TensorProto.FLOAT, [batch, 6, 320, 320]),
+            helper.make_tensor_value_info("audio", TensorProto.FLOAT, [batch, 32, 16, 16]),
+        ],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, 3, 320, 320])],
+        [*integers, half, helper.make_tensor("quiet", TensorProto.FLOAT, [], [0.5])],
+    )
+    # 0.5 - 1 is negative, and its root NaN; 0.5 - 0 only darkens.
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def small(tmp_path: Path, triton_home: Path) -> Iterator[Stack]:
+    """A stack of its own, to be broken: the encoder does nothing, the tenants are `one` and `two`."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    onnx.save(architecture.do_nothing_encoder(), tmp_path / "encoder.onnx")
+    add_encoder(repository, "audio_encoder", tmp_path / "encoder.onnx")
+    source = write_small_source(tmp_path / "source", architecture.do_nothing(), frames=4)
+    for name in ("one", "two"):
+        add_tenant(repository, name, open_source(source), Choices(), Serving(threads=1), silent)
+    with EmbeddedTriton(repository) as triton:
+        settings = Settings.model_validate(
+            {"model_repository": repository, "server": {"port": 0}, "triton": {"endpoint": triton.grpc}}
+        )
+        service = ServiceThread(settings)
+        service.start()
+        try:
+            yield Stack(repository, triton, service)
+        finally:
+            service.stop()
+
+
+@pytest.fixture
+def small_stub(small: Stack) -> Iterator[pb_grpc.LipsyncStub]:
+    yield from connect(small.service.address)
+
+
+def ask(stub: pb_grpc.LipsyncStub, tenant: str, features: NDArray[np.float32] = ONE) -> list[bytes]:
+    request = pb.CompositeRequest(tenant=tenant, start=0, features=features.tobytes())
+    return [frame.data for frame in stub.Composite(request, timeout=60).frames]
+
+
+def refused(stub: pb_grpc.LipsyncStub, tenant: str, features: NDArray[np.float32] = ONE) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(stub, tenant, features)
+    error: Any = caught.value
+    return error.code().name, error.details()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_triton_killed_under_load_costs_no_request(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
+    expected = ask(small_stub, "one"), ask(small_stub, "two")
+    stop = threading.Event()
+    answers: list[bool] = []
+
+    def load(number: int) -> None:
+        while not stop.is_set():
+            answers.append(ask(small_stub, ("one", "two")[number % 2]) == expected[number % 2])
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        pid = small.triton.pid
+        assert pid is not None
+        wait_for(lambda: len(answers) > 20)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: small.triton.restarts == 1)
+        before = len(answers)
+        wait_for(lambda: len(answers) > before + 20)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert all(answers)
+
+
+def test_triton_killed_in_the_middle_of_a_stream(small: Stack, small_stub: pb_grpc.LipsyncStub, tone: Tone) -> None:
+    speech = pb.Speech(data=(tone(20.0, 16_000) * 32767).astype("<i2").tobytes())
+    count = 0
+    for answer in small_stub.Generate(pb.GenerateRequest(tenant="one", speech=speech), timeout=120):
+        count += answer.HasField("frame")
+        if count == 50 and small.triton.restarts == 0:
+            assert small.triton.pid is not None
+            os.kill(small.triton.pid, signal.SIGKILL)
+            wait_for(lambda: small.triton.restarts == 1)
+    assert count == 500
+
+
+def test_a_tenant_added_while_the_service_runs_is_live_at_once(
+    small: Stack, small_stub: pb_grpc.LipsyncStub, tmp_path: Path
+) -> None:
+    assert refused(small_stub, "three")[0] == "NOT_FOUND"
+    source = write_small_source(tmp_path / "third", architecture.do_nothing(), frames=3, seed=9)
+    add_tenant(small.repository, "three", open_source(source), Choices(), Serving(threads=1), silent)
+    assert len(ask(small_stub, "three")) == 1
+
+
+def test_a_removed_tenant_is_gone_and_a_new_one_of_its_name_is_the_new_one(
+    small: Stack, small_stub: pb_grpc.LipsyncStub, tmp_path: Path
+) -> None:
+    old = ask(small_stub, "one")
+    remove_tenant(small.repository, "one")
+    assert refused(small_stub, "one")[0] == "NOT_FOUND"
+    source = write_small_source(tmp_path / "other", architecture.do_nothing(), frames=4, seed=7)
+    add_tenant(small.repository, "one", open_source(source), Choices(idle="background"), Serving(threads=1), silent)
+    new = ask(small_stub, "one")
+    assert new != old
+    assert ask(small_stub, "two") == old
+
+
+def test_a_damaged_tenant_is_named_and_the_others_go_on(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
+    scans = small.repository / "one" / "1" / "scans.bin"
+    scans.write_bytes(scans.read_bytes()[:-100])
+    code, words = refused(small_stub, "one")
+    assert code == "FAILED_PRECONDITION"
+    assert "'one' is damaged: scans.bin has" in words
+    assert len(ask(small_stub, "two")) == 1
+
+
+def test_a_model_that_does_not_load_is_named_and_the_others_go_on(
+    small: Stack, small_stub: pb_grpc.LipsyncStub
+) -> None:
+    model = small.repository / "one" / "1" / "model.onnx"
+    model.write_bytes(b"x" * model.stat().st_size)
+    code, words = refused(small_stub, "one")
+    assert code == "FAILED_PRECONDITION"
+    assert "'one' does not load into Triton" in words
+    assert len(ask(small_stub, "two")) == 1
+
+
+def test_a_missing_encoder_is_named(small: Stack, small_stub: pb_grpc.LipsyncStub, tone: Tone) -> None:
+    shutil.rmtree(small.repository / "audio_encoder")
+    speech = pb.Speech(data=tone(1.0, 16_000).tobytes(), encoding=pb.Speech.FLOAT32)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(small_stub.Generate(pb.GenerateRequest(tenant="one", speech=speech), timeout=60))
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "audio encoder 'audio_encoder'" in error.details()
+    assert len(ask(small_stub, "one")) == 1
+
+
+def test_a_prediction_that_is_not_finite_fails_its_own_request_only(
+    small: Stack, small_stub: pb_grpc.LipsyncStub, tmp_path: Path
+) -> None:
+    source = write_small_source(tmp_path / "nan", nan_when_loud(), frames=4)
+    add_tenant(small.repository, "nan", open_source(source), Choices(), Serving(threads=1), silent)
+    assert len(ask(small_stub, "nan")) == 1
+    assert refused(small_stub, "nan", np.ones_like(ONE)) == (
+        "FAILED_PRECONDITION",
+        "the model of 'nan' predicted NaN or infinity",
+    )
+    assert len(ask(small_stub, "nan")) == 1
+
+
+def test_mouths_come_as_tensors_where_shared_memory_is_off(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
+    values = small.service.settings.model_dump()
+    values["triton"]["shared_memory"] = "off"
+    service = ServiceThread(Settings.model_validate(values))
+    service.start()
+    try:
+        for stub in connect(service.address):
+            assert ask(stub, "one", np.zeros((9, 32, 16, 16), np.float32)) == ask(
+                small_stub, "one", np.zeros((9, 32, 16, 16), np.float32)
+            )
+    finally:
+        service.stop()
+
+
+def test_no_triton_is_unavailable_with_a_hint_when_to_retry(small: Stack) -> None:
+    values = small.service.settings.model_dump()
+    values["triton"] |= {"endpoint": "127.0.0.1:1", "restart_wait_s": 0.2}
+    service = ServiceThread(Settings.model_validate(values))
+    service.start()
+    try:
+        for stub in connect(service.address):
+            code, words = refused(stub, "one")
+            assert code == "UNAVAILABLE"
+            assert "Triton cannot be reached" in words
+    finally:
+        service.stop()
+
+
+def test_nothing_stays_in_shared_memory(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
+    ask(small_stub, "one")
+    assert not [path for path in Path("/dev/shm").iterdir() if path.name.startswith(f"lipsync-{os.getpid()}-")]
+
+
+def test_requests_of_several_callers_share_batches(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
+    import tritonclient.grpc as triton
+
+    ask(small_stub, "one")
+
+    def counts() -> tuple[int, int]:
+        with triton.InferenceServerClient(small.triton.grpc) as client:
+            stats = client.get_inference_statistics("one").model_stats[0]
+            return stats.inference_count, stats.execution_count
+
+    before = counts()
+    threads = [threading.Thread(target=lambda: [ask(small_stub, "one") for _ in range(25)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    inferences, executions = (after - start for after, start in zip(counts(), before, strict=True))
+    assert inferences == 200
+    assert executions < inferences

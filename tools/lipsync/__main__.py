@@ -1,0 +1,5 @@
+"""`python -m lipsync` is the `lipsync` command."""
+
+from .app import main
+
+main()
