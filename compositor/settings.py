@@ -11,10 +11,11 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from .errors import SettingsInvalid
 
@@ -106,39 +107,62 @@ def read_settings(path: Path | None = None, environment: Mapping[str, str] | Non
         path = Path(environment["LIPSYNC_CONFIG"])
     values = _read_file(path) if path else {}
     origins: dict[tuple[str, ...], str] = {}
-    for name, text in environment.items():
+    for name, text in sorted(environment.items()):
         if name.startswith(PREFIX) and name not in RESERVED:
             keys = tuple(name[len(PREFIX) :].lower().split("__"))
-            origins[keys] = name
             _put(values, keys, text)
+            # A fault may be found at any of the keys on the way down.
+            origins.update({keys[:depth]: name for depth in range(1, len(keys) + 1)})
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(dict(item), origins, path) for item in error.errors()]
+        faults = [_fault(dict(item), origins, path) for item in error.errors(include_url=False)]
         raise SettingsInvalid("\n".join(faults), field=".".join(map(str, error.errors()[0]["loc"]))) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where `off` is a word and no truth value, for no setting has one, and where each key is there once: the
+    last one would win, and hide a wrong file."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is there twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else None)
+        return super().construct_mapping(node, deep)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise SettingsInvalid(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"{path}: cannot be read: {error.strerror}; name a file that is there") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsInvalid(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise SettingsInvalid(f"{path}{where}: not usable YAML: {reason}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SettingsInvalid(f"{path}: must hold keys and values, such as `model_repository: ./model_repository`")
-    return values
+    # A section whose keys are all commented out is an empty one.
+    return {key: {} if value is None and key in _sections() else value for key, value in values.items()}
 
 
 def _put(values: dict[str, Any], keys: tuple[str, ...], text: str) -> None:
     for key in keys[:-1]:
-        section = values.get(key)
+        section = values.setdefault(key, {})
         if not isinstance(section, dict):
-            section = values[key] = {}
+            return  # the section itself is at fault, and is reported
         values = section
     values[keys[-1]] = text
 
@@ -147,19 +171,30 @@ def _fault(item: dict[str, Any], origins: Mapping[tuple[str, ...], str], path: P
     """One line: where the setting came from, its path, and what is allowed."""
     keys = tuple(str(key) for key in item["loc"])
     source = origins.get(keys) or (str(path) if path else "settings")
+    model = _sections().get(keys[0], Settings) if len(keys) > 1 else Settings
     if item["type"] == "extra_forbidden":
-        allowed = _known_keys(keys[:-1])
+        allowed = list(model.model_fields)
         near = difflib.get_close_matches(keys[-1], allowed, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{source}: {'.'.join(keys)}: no such setting{hint} (allowed here: {', '.join(allowed)})"
-    return f"{source}: {'.'.join(keys)}: {item['msg']}, not {item['input']!r}"
+    field = model.model_fields.get(keys[-1])
+    allowed_here = f"; {_allowed(field)}" if field else ""
+    return f"{source}: {'.'.join(keys)}: {item['msg']}, not {repr(item['input'])[:80]}{allowed_here}"
 
 
-def _known_keys(section: tuple[str, ...]) -> list[str]:
-    model: type[BaseModel] = Settings
-    for key in section:
-        annotation = type(getattr(Settings(), key, None)) if model is Settings else None
-        if annotation is None or not issubclass(annotation, BaseModel):
-            return []
-        model = annotation
-    return list(model.model_fields)
+def _allowed(field: FieldInfo) -> str:
+    """The range of a number and what the setting means; pydantic's own message names one bound only."""
+    bounds = {
+        name: value
+        for limit in field.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if (value := getattr(limit, name, None)) is not None
+    }
+    words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+    limits = " and ".join(f"{words[name]} {value:g}" for name, value in bounds.items())
+    return ": ".join(filter(None, [limits and f"allowed is {limits}", field.description]))
+
+
+def _sections() -> dict[str, type[Section]]:
+    kinds = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}

@@ -11,11 +11,11 @@ import hashlib
 import mmap
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .blending import CROP_SIZE, Blend, Pixels
 from .errors import InvalidInput, TenantBroken, TenantNotFound
@@ -36,6 +36,8 @@ MANIFEST, INDEX, SCANS, PATCHES, CUTS, CROPS, MODEL = (
     "crops.bin",
     "model.onnx",
 )
+FILES = frozenset((INDEX, SCANS, PATCHES, CUTS, CROPS, MODEL))
+"""The files that a manifest records; all of them, and no others."""
 CROP_BYTES = CROP_SIZE * CROP_SIZE * 3
 
 FRAME = np.dtype(
@@ -54,8 +56,14 @@ class FileRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int
-    sha256: str
+    size: int = Field(ge=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Format(BaseModel):
+    """The one field that every format has."""
+
+    format: int
 
 
 class Manifest(BaseModel):
@@ -66,21 +74,35 @@ class Manifest(BaseModel):
     format: int
     tenant: str
     created: str
-    frames: int
-    width: int
-    height: int
-    fps: int
-    quality: int
+    frames: int = Field(ge=1)
+    width: int = Field(ge=1, le=65535)
+    height: int = Field(ge=1, le=65535)
+    fps: int = Field(ge=1)
+    quality: int = Field(ge=1, le=100)
     subsampling: Subsampling
-    restart_interval: int
+    restart_interval: int = Field(ge=1)
     header: str  # the JPEG header of every prepared frame, base64
     blend: Blend
     idle: Literal["rendered", "background"]
     crops: Literal["resident", "sent"]
     encoder: str
-    max_batch_size: int
+    max_batch_size: int = Field(ge=1)
     model_sha256: str  # of the uploaded graph
     files: dict[str, FileRecord]
+
+    @field_validator("header")
+    @classmethod
+    def _is_header(cls, value: str) -> str:
+        if not base64.b64decode(value, validate=True).startswith(b"\xff\xd8"):
+            raise ValueError("not a JPEG header in base64")
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _are_complete(cls, value: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        if strange := sorted(FILES ^ value.keys()):
+            raise ValueError(f"{strange[0]} is missing or does not belong here")
+        return value
 
 
 def sha256_of(path: Path) -> str:
@@ -92,12 +114,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_name(name: str) -> str:
-    """`name`, if a tenant may be called so. Raises InvalidInput."""
+def check_name(name: str, kind: Literal["tenant", "encoder"] = "tenant") -> str:
+    """`name`, if a tenant (or encoder) may be called so. Raises InvalidInput."""
     if not NAME.fullmatch(name):
         raise InvalidInput(
-            f"{name[:80]!r} is no tenant name: use 1 to 64 of a-z 0-9 _ -, the first one a letter or digit",
-            field="tenant",
+            f"{name[:80]!r} is no {kind} name: use 1 to 64 of a-z 0-9 _ -, the first one a letter or digit",
+            field=kind,
         )
     return name
 
@@ -117,17 +139,25 @@ def read_manifest(repository: Path, name: str) -> Manifest:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TenantNotFound(f"no tenant named {name!r} is installed", field="tenant") from error
+    except OSError as error:
+        raise _broken(name, f"{MANIFEST} cannot be read ({error.strerror})") from error
     try:
+        # Other formats have other fields, so the format comes first.
+        found = _Format.model_validate_json(text).format
+        if found != FORMAT:
+            raise _broken(name, f"{MANIFEST} has format {found}, but this version reads format {FORMAT}")
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise TenantBroken(f"{path}: {where}: {fault['msg']}; add the tenant again", field="tenant") from error
-    if manifest.format != FORMAT:
-        raise TenantBroken(
-            f"{path}: format {manifest.format}, but this version reads {FORMAT}; add the tenant again", field="tenant"
-        )
+        fault = error.errors(include_url=False)[0]
+        where = ": ".join((MANIFEST, *filter(None, [".".join(map(str, fault["loc"]))])))
+        raise _broken(name, f"{where}: {fault['msg']}") from error
+    if manifest.tenant != name:
+        raise _broken(name, f"{MANIFEST} belongs to the tenant {manifest.tenant[:80]!r}")
     return manifest
+
+
+def _broken(name: str, fault: str) -> TenantBroken:
+    return TenantBroken(f"tenant {name!r} is damaged: {fault}; remove it and add it again", field="tenant")
 
 
 class Tenant:
@@ -141,54 +171,80 @@ class Tenant:
         self.encoding = Encoding(self.manifest.quality, self.manifest.subsampling, self.manifest.restart_interval)
         self.layout = Layout(self.manifest.width, self.manifest.height, self.encoding)
         self.header = base64.b64decode(self.manifest.header)
-        self._check_sizes()
+        if self.layout.columns % self.encoding.restart_interval:
+            raise _broken(name, f"{MANIFEST}: restart_interval does not divide the width")
         self._scans, self._patches, self._crops = (self._map(file) for file in (SCANS, PATCHES, CROPS))
+        self._index: NDArray[np.void] = self._load(INDEX, FRAME, (self.frames,))
+        self._cuts: NDArray[np.uint32] = self._load(CUTS, np.dtype("<u4"), (None, 2))
+        self._check_size(MODEL, self._stat(MODEL))
+        if len(self._crops) != self.frames * CROP_BYTES:
+            raise _broken(name, f"{CROPS} does not hold {self.frames} crops")
+        if fault := self._index_fault():
+            raise _broken(name, f"{INDEX}: {fault}")
+
+    def _check_size(self, file: str, size: int) -> None:
+        expected = self.manifest.files[file].size
+        if size != expected:
+            raise _broken(self.name, f"{file} has {size} bytes instead of {expected}")
+
+    def _stat(self, file: str) -> int:
         try:
-            self._index: NDArray[np.void] = np.load(self.directory / INDEX)
-            self._cuts: NDArray[np.uint32] = np.load(self.directory / CUTS)
-        except (OSError, ValueError) as error:
-            raise self._broken(f"index is not readable ({error})") from error
-        self._check_index()
+            return (self.directory / file).stat().st_size
+        except OSError as error:
+            raise self._unreadable(file, error) from error
 
-    def _broken(self, fault: str) -> TenantBroken:
-        return TenantBroken(f"tenant {self.name!r} is damaged: {fault}; remove it and add it again", field="tenant")
-
-    def _check_sizes(self) -> None:
-        for file, record in self.manifest.files.items():
-            try:
-                size = (self.directory / file).stat().st_size
-            except OSError as error:
-                raise self._broken(f"{file} is missing") from error
-            if size != record.size:
-                raise self._broken(f"{file} has {size} bytes instead of {record.size}")
+    def _unreadable(self, file: str, error: OSError) -> TenantBroken:
+        return _broken(self.name, f"{file} cannot be read ({error.strerror})")
 
     def _map(self, file: str) -> memoryview:
-        with (self.directory / file).open("rb") as opened:
-            return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        self._check_size(file, self._stat(file))
+        try:
+            with (self.directory / file).open("rb") as opened:
+                mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise self._unreadable(file, error) from error
+        self._check_size(file, len(mapped))
+        return memoryview(mapped)
 
-    def _check_index(self) -> None:
-        """Every offset lies inside its file, every rectangle inside its patch and every patch inside the frame."""
-        index, frames = self._index, self.manifest.frames
-        if index.dtype != FRAME or index.shape != (frames,) or len(self._crops) != frames * CROP_BYTES:
-            raise self._broken("the index does not fit the manifest")
-        rect, patch = index["rect"].astype(np.int64), index["patch"].astype(np.int64)
-        patch_end = index["patch_begin"].astype(np.int64) + patch[:, 2] * patch[:, 3] * 3
-        scan, cuts = index["scan"].astype(np.int64), index["cuts"].astype(np.int64)
-        frame_size = np.array([self.manifest.width, self.manifest.height])
-        sound = (
-            (np.diff(scan) > 0).all()
-            and scan.max() <= len(self._scans)
-            and (patch_end <= len(self._patches)).all()
-            and (np.diff(cuts) > 0).all()
-            and cuts.max() <= len(self._cuts)
-            and (patch[:, :2] >= 0).all()
-            and (rect[:, 2:] > 0).all()
-            and (rect[:, :2] >= patch[:, :2]).all()
-            and (rect[:, :2] + rect[:, 2:] <= patch[:, :2] + patch[:, 2:]).all()
-            and (patch[:, :2] + patch[:, 2:] <= frame_size).all()
+    def _load(self, file: str, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> NDArray[Any]:
+        self._check_size(file, self._stat(file))
+        try:
+            with (self.directory / file).open("rb") as opened:
+                array: NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)
+        except Exception as error:  # numpy's reader raises what it likes
+            raise _broken(self.name, f"{file} is not readable ({type(error).__name__})") from error
+        fits = len(array.shape) == len(shape) and all(
+            wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
         )
-        if not sound:
-            raise self._broken("the index points outside of its files")
+        if array.dtype != dtype or not fits:
+            raise _broken(self.name, f"{file} holds {array.dtype} {array.shape}, which does not fit the manifest")
+        return array
+
+    def _index_fault(self) -> str:
+        """What is wrong with the index, if anything: each patch is what the frame's rectangle asks for, and the frames'
+        pieces lie end to end and fill their files."""
+        index = self._index
+        rect, patch = index["rect"].astype(np.int64), index["patch"].astype(np.int64)
+        size = (self.manifest.width, self.manifest.height)
+        if not ((rect[:, :2] >= 0).all() and (rect[:, 2:] > 0).all() and (rect[:, :2] + rect[:, 2:] <= size).all()):
+            return "a rectangle is outside of its frame"
+        aligned = [self.layout.align(Box(*box)) for box in rect.tolist()]
+        if not np.array_equal(patch, aligned):
+            return "a patch does not fit its rectangle"
+        pixels = np.concatenate(([0], np.cumsum(patch[:, 2] * patch[:, 3] * 3)))
+        if pixels[-1] != len(self._patches) or not np.array_equal(index["patch_begin"], pixels[:-1]):
+            return f"a patch is outside of {PATCHES}"
+        if not _end_to_end(index["scan"], len(self._scans)):
+            return f"a frame is outside of {SCANS}"
+        rows = -(-patch[:, 3] // self.encoding.subsampling.mcu[1])
+        if not _end_to_end(index["cuts"], len(self._cuts)) or not np.array_equal(np.diff(index["cuts"])[:, 0], rows):
+            return f"a frame is outside of {CUTS}"
+        begins, ends = self._cuts.astype(np.int64).T
+        limits = np.repeat(np.diff(index["scan"])[:, 0].astype(np.int64), rows)
+        later = np.arange(len(begins)) != np.repeat(index["cuts"][:, 0].astype(np.int64), rows)
+        if (begins >= ends).any() or (ends > limits).any() or (begins[1:] < ends[:-1])[later[1:]].any():
+            return f"{CUTS} points outside of its frame"
+        return ""
 
     @property
     def frames(self) -> int:
@@ -227,5 +283,17 @@ class Tenant:
     def verify(self) -> None:
         """Compares every file's checksum with the manifest; reads everything. Raises TenantBroken."""
         for file, record in self.manifest.files.items():
-            if sha256_of(self.directory / file) != record.sha256:
-                raise self._broken(f"the checksum of {file} is wrong")
+            try:
+                digest = sha256_of(self.directory / file)
+            except OSError as error:
+                raise self._unreadable(file, error) from error
+            if digest != record.sha256:
+                raise _broken(self.name, f"the checksum of {file} is wrong")
+
+
+def _end_to_end(ranges: NDArray[Any], length: int) -> bool:
+    """Whether (begin, end) ranges, none of them empty, follow each other without a gap from 0 to `length`."""
+    begins, ends = ranges[:, 0], ranges[:, 1]
+    return bool(
+        begins[0] == 0 and ends[-1] == length and (begins < ends).all() and np.array_equal(begins[1:], ends[:-1])
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import TenantNotFound
+from .errors import TenantBroken, TenantNotFound
 from .tenant import MANIFEST, Tenant, check_name
 
 Stamp = tuple[int, int]
@@ -28,10 +28,14 @@ class Tenants:
         except (FileNotFoundError, NotADirectoryError) as error:
             self._open.pop(name, None)
             raise TenantNotFound(f"no tenant named {name!r} is installed", field="tenant") from error
+        except OSError as error:
+            raise TenantBroken(f"{path}: cannot be read ({error.strerror})", field="tenant") from error
         stamp = (status.st_ino, status.st_mtime_ns)
         known = self._open.get(name)
         if known is not None and known[0] == stamp:
             return known[1], False
+        # What was open is let go of even where the new files turn out to be broken.
+        self._open.pop(name, None)
         tenant = Tenant(self.repository, name)
         self._open[name] = (stamp, tenant)
         return tenant, True

@@ -488,7 +488,7 @@ def test_lost_port_race_is_tried_again_with_other_ports(tmp_path: Path, monkeypa
 
 
 def test_environment_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = triton_install.TritonHome(tmp_path, tmp_path, "/libs", tmp_path, tmp_path / "bin", frozenset())
+    home = triton_install.TritonHome(tmp_path, tmp_path, "/libs", tmp_path, tmp_path / "bin", False, frozenset())
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("PATH", "/usr/bin")
     environment = tritonserver._environment(home)
@@ -497,9 +497,18 @@ def test_environment_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "PYTHONPATH" not in environment
 
 
+def test_gpus_are_hidden_from_triton_where_onnxruntime_cannot_use_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    home = triton_install.TritonHome(tmp_path, tmp_path, "", tmp_path, tmp_path, cuda=True, flags=frozenset())
+    assert tritonserver._environment(home)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert tritonserver._environment(dataclasses.replace(home, cuda=False))["CUDA_VISIBLE_DEVICES"] == ""
+
+
 def test_flags_are_passed_only_to_servers_that_know_them(tmp_path: Path) -> None:
     server = tritonserver.EmbeddedTriton(tmp_path)
-    plain = triton_install.TritonHome(tmp_path, tmp_path, "", tmp_path, tmp_path, frozenset())
+    plain = triton_install.TritonHome(tmp_path, tmp_path, "", tmp_path, tmp_path, False, frozenset())
     newer = dataclasses.replace(plain, flags=frozenset({"--allow-client-shm"}))
     assert "--allow-client-shm=true" not in server._command(plain, "id")
     assert "--allow-client-shm=true" in server._command(newer, "id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from rich.text import Text
 
 from compositor.errors import LipsyncError
 
@@ -32,9 +33,14 @@ def main() -> None:
     try:
         app()
     except LipsyncError as error:
-        for line in error.message.splitlines():
-            err.print(f"[bold red]error:[/] {line}".replace("[/] ", "[/] ", 1), soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        sys.exit(130)
+        _complain(error.message)
+    except OSError as error:
+        _complain(": ".join(filter(None, [str(error.filename or ""), error.strerror or str(error)])))
+    sys.exit(1)
+
+
+def _complain(message: str) -> None:
+    """One line on stderr for each of the message's, as it is: a path in it may hold anything, brackets included."""
+    for line in message.splitlines():
+        printable = "".join(character if character.isprintable() else "?" for character in line)
+        err.print(Text.assemble(("error: ", "bold red"), printable), soft_wrap=True)

@@ -179,13 +179,14 @@ def _open(file: Path) -> Image.Image:
 def _header(file: Path) -> tuple[int, int]:
     """The size of an image, after what its header says has been checked; no pixel is decoded."""
     with _open(file) as image:
-        check_size(file, *image.size)
+        width, height = image.size
+        check_size(file, width, height)
         if image.mode not in _MODES:
             raise InvalidInput(f"{file}: its pixels are {image.mode}; export it as RGB with 8 bits a channel")
         # Asking a PNG would decode it; viewers do not turn PNGs.
         if image.format != "PNG" and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             raise InvalidInput(f"{file}: turned or mirrored by its EXIF orientation; export it upright")
-        return image.size
+        return width, height
 
 
 class VideoFile:

@@ -7,6 +7,7 @@ the prediction into the crop's border happen in the graph. The uploaded nodes an
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -24,14 +25,14 @@ CropsMode = Literal["resident", "sent"]
 PREFIX = "lipsync/"
 MASK = (slice(5, 310), slice(5, 315))
 """Rows and columns of the ROI that are blacked in channels 3-5: cv2's rectangle (5, 5, 310, 305)."""
-_REDUCED_IR = 8
+_INTERFACE = {"frame_index", "crop", "audio", "mouth", "finite"}
+_MIN_IR = 8
 
 
 class _Wrapper:
     """Collects nodes and initializers under names that cannot meet the uploaded graph's."""
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -70,40 +71,34 @@ def fuse(
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     _check_free(model)
     visual, audio, output = names
-    wrapper = _Wrapper(opset)
-    crop = _gather(wrapper, frames, crops_file) if mode == "resident" else "crop"
-    _present(wrapper, crop, PREFIX + "visual")
     uploaded = onnx.GraphProto()
     uploaded.CopyFrom(model.graph)
-    del uploaded.input[:], uploaded.output[:]
-    renamed = {visual: PREFIX + "visual", audio: "audio", output: PREFIX + "prediction"}
-    _rename(uploaded, renamed, {"audio", "frame_index", "crop", "mouth", "finite"})
-    before = list(wrapper.nodes)
-    wrapper.nodes = []
+    _rename(uploaded, {visual: PREFIX + "visual", audio: "audio", output: PREFIX + "prediction"}, _INTERFACE)
+
+    wrapper = _Wrapper()
+    crop = _gather(wrapper, frames, crops_file) if mode == "resident" else "crop"
+    _present(wrapper, crop, PREFIX + "visual")
+    wrapper.nodes.extend(uploaded.node)
     _finish(wrapper, crop, PREFIX + "prediction")
-    first = (
-        helper.make_tensor_value_info("frame_index", TensorProto.INT32, ["batch", 1])
-        if mode == "resident"
-        else helper.make_tensor_value_info("crop", TensorProto.UINT8, ["batch", CROP_SIZE, CROP_SIZE, 3])
-    )
+
+    tensor = helper.make_tensor_value_info
+    picture: list[str | int | None] = ["batch", CROP_SIZE, CROP_SIZE, 3]
+    index, sent = tensor("frame_index", TensorProto.INT32, ["batch", 1]), tensor("crop", TensorProto.UINT8, picture)
     graph = helper.make_graph(
-        [*before, *uploaded.node, *wrapper.nodes],
+        wrapper.nodes,
         "lipsync_tenant",
-        [first, helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["batch", 32, 16, 16])],
-        [
-            helper.make_tensor_value_info("mouth", TensorProto.UINT8, ["batch", CROP_SIZE, CROP_SIZE, 3]),
-            helper.make_tensor_value_info("finite", TensorProto.BOOL, ["batch", 1]),
-        ],
+        [index if mode == "resident" else sent, tensor("audio", TensorProto.FLOAT, ["batch", 32, 16, 16])],
+        [tensor("mouth", TensorProto.UINT8, picture), tensor("finite", TensorProto.BOOL, ["batch", 1])],
         [*wrapper.initializers, *uploaded.initializer],
+        sparse_initializer=uploaded.sparse_initializer,
     )
-    graph.sparse_initializer.extend(uploaded.sparse_initializer)
-    fused = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="triton-lipsync")
-    fused.ir_version = max(_REDUCED_IR, model.ir_version)
-    return fused
+    imports = [helper.make_opsetid("", opset)]
+    ir_version = max(_MIN_IR, model.ir_version)
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="triton-lipsync")
 
 
 def canonical(model: onnx.ModelProto, renamed: dict[str, str]) -> onnx.ModelProto:
-    """A copy of an uploaded graph whose inputs and outputs are called as `renamed` says: what it is called -> wanted."""
+    """A copy of an uploaded graph whose inputs and outputs are renamed as `renamed` says: present name -> wanted."""
     out = onnx.ModelProto()
     out.CopyFrom(model)
     _check_free(model)
@@ -117,7 +112,8 @@ def _check_free(model: onnx.ModelProto) -> None:
     for graph in graphs(model):
         for node in graph.node:
             taken |= {node.name, *node.input, *node.output}
-        taken |= {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+        taken |= {value.name for value in (*graph.input, *graph.output)}
+        taken |= {tensor.name for tensor in graph.initializer}
         taken |= {sparse.values.name for sparse in graph.sparse_initializer}
     clash = min((name for name in taken if name.startswith(PREFIX)), default=None)
     if clash is not None:
@@ -190,7 +186,7 @@ def _finish(wrapper: _Wrapper, crop: str, prediction: str) -> None:
     wrapper.add("Concat", [top, middle, bottom], "mouth", axis=1)
 
 
-def _rename(graph: onnx.GraphProto, renamed: dict[str, str], reserved: set[str]) -> None:
+def _rename(graph: onnx.GraphProto, renamed: dict[str, str], reserved: Collection[str]) -> None:
     """Renames tensors in place, in subgraphs too, and moves an uploaded name out of the way of a reserved one.
 
     Shapes noted for tensors inside are dropped: they are optional and carry the old names.

@@ -35,12 +35,6 @@ from .sources import FrameSource, Source
 Report = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
-RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
-    error
-    for error in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-    if isinstance(error, type) and issubclass(error, Exception)
-)
-"""What ONNX Runtime raises; its classes have no common base of their own."""
 BATCH = 4
 RESIDENT_FRAMES = 1000
 """Longest tenant whose crops go into the model by default: 323 MB on the device."""
@@ -81,7 +75,7 @@ class _Idle:
         feed = {"crop": np.stack(crops), "audio": np.repeat(self._audio, len(crops), axis=0)}
         try:
             mouths, finite = self._session.run(["mouth", "finite"], feed)
-        except RUNTIME_ERRORS as error:
+        except Exception as error:  # ONNX Runtime's errors have no base of their own
             raise InvalidInput(
                 f"the model fails on silence ({one_line(str(error), 200)}); check the export, or use --idle background"
             ) from error
@@ -113,7 +107,7 @@ def silence_features(encoder: Path) -> NDArray[np.float32]:
             return embeddings
 
         return clip_features(np.zeros(640, np.float32), 16_000, encode, edge="silence")[:1]
-    except RUNTIME_ERRORS as error:
+    except Exception as error:  # ONNX Runtime's errors have no base of their own
         raise InvalidInput(
             f"{encoder}: not a working audio encoder ({one_line(str(error), 200)}); "
             "install it anew with `lipsync encoder add --replace`"
@@ -190,7 +184,7 @@ def _write_frames(
                 frame[area] = paste(background, mouth, rect.inside(patch), blend)
             header, scan, interval = jpeg.split(jpeg.encode(frame, layout.encoding))
             if interval != layout.encoding.restart_interval:
-                raise jpeg.LibraryMissing(f"{jpeg.LIBRARY} does not write restart markers: version 2.1 or newer is needed")
+                raise jpeg.LibraryMissing(f"{jpeg.LIBRARY} writes no restart markers: version 2.1 or newer is needed")
             found = jpeg.cuts(scan, layout, patch)
             entry = index[number]
             entry["patch_begin"] = _append(patches, background.data)

@@ -141,7 +141,7 @@ def _new_folder(repository: Path, name: str) -> tuple[Path, IO[str]]:
 
 
 def _is_dead(folder: Path) -> bool:
-    """Whether no living process builds there. Called at the door, where no folder is between its making and its lock."""
+    """Whether no living process builds there. Asked at the door, where no folder is between its making and its lock."""
     try:
         with (folder / _LOCK).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -45,6 +45,8 @@ class TritonHome:
     """Holds `python/` (Triton's own) and `onnxruntime/model.py` (the project's)."""
     python_bin: Path
     """Holds the `python3` by which a stub finds its standard library, numpy and onnxruntime."""
+    cuda: bool
+    """Whether this environment's onnxruntime has the CUDA provider."""
     flags: frozenset[str]
     """Optional server flags, of those the project would use, that this version knows."""
 
@@ -86,6 +88,7 @@ def install(home: Path, report: Callable[[str], None]) -> TritonHome:
         library_path=f"{layout / 'lib'}:{libraries}",
         backends=layout / "backends",
         python_bin=layout / "bin",
+        cuda=any((path / "onnxruntime/capi/libonnxruntime_providers_cuda.so").exists() for path in _package_folders()),
         flags=frozenset(flags),
     )
 

@@ -279,6 +279,9 @@ class EmbeddedTriton:
 def _environment(home: TritonHome) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     path = os.environ.get("PATH") or os.defpath
+    if not home.cuda:
+        # KIND_AUTO shall mean the CPU where onnxruntime could not use the GPU that Triton sees.
+        kept["CUDA_VISIBLE_DEVICES"] = ""
     return {**kept, "PATH": f"{home.python_bin}:{path}", "LD_LIBRARY_PATH": home.library_path}
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from compositor.errors import LipsyncError
 from compositor.jpeg import Subsampling
 from compositor.tenant import AUDIO_ENCODER, Tenant, read_manifest, tenant_names
 from lipsync import repository as tenants
 from lipsync.model_config import TENANT_BATCH, Kind
-from lipsync.preparation import Choices
+from lipsync.preparation import Choices, Report
 from lipsync.sources import open_source
 
-from .console import REPOSITORY, Repository, err, out, progress, size
+from .console import REPOSITORY, Repository, err, progress, size
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, show, verify and remove tenants.")
+
+_SAY_EVERY_S = 5.0
 
 Name = Annotated[str, typer.Argument(metavar="ID", help="The tenant's name: a-z 0-9 _ -, at most 64.")]
 
@@ -66,9 +69,9 @@ def add(
     choices = Choices(quality, subsampling, blend, idle, crops, encoder, fps, max_batch_size)
     roles = {"visual": visual, "audio": audio, "output": output}
     names = {role: tensor for role, tensor in roles.items() if tensor is not None}
-    with progress() as report:
+    with _progress() as report:
         manifest = tenants.add_tenant(repository, name, found, choices, tenants.Serving(kind, threads), report, names)
-    out.print(
+    typer.echo(
         f"tenant {name} added in {time.monotonic() - begin:.1f} s: {manifest.frames} frames of "
         f"{manifest.width}x{manifest.height}, {size(tenants.disk_bytes(repository, name))}"
     )
@@ -77,18 +80,19 @@ def add(
 @app.command("list")
 def list_(repository: Repository = REPOSITORY) -> None:
     """List the tenants."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("tenant", "frames", "size", "fps", "encoder", "added"):
-        table.add_column(heading)
+    rows = [("tenant", "frames", "size", "fps", "encoder", "added")]
     for name in tenant_names(repository):
         try:
             manifest = read_manifest(repository, name)
         except LipsyncError as error:
-            table.add_row(name, "damaged", error.message)
+            rows.append((name, "damaged", "", "", "", error.message))
             continue
         dimensions = f"{manifest.width}x{manifest.height}"
-        table.add_row(name, str(manifest.frames), dimensions, str(manifest.fps), manifest.encoder, manifest.created)
-    out.print(table if table.row_count else f"no tenants in {repository}; add one with `lipsync tenant add`")
+        rows.append((name, str(manifest.frames), dimensions, str(manifest.fps), manifest.encoder, manifest.created))
+    if len(rows) == 1:
+        typer.echo(f"no tenants in {repository}; add one with `lipsync tenant add`")
+    else:
+        _write_columns(rows)
 
 
 @app.command()
@@ -99,21 +103,43 @@ def show(name: Name, repository: Repository = REPOSITORY) -> None:
     values["disk"] = size(tenants.disk_bytes(repository, name))
     for file, record in manifest.files.items():
         values[f"file {file}"] = size(record.size)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for key, value in values.items():
-        table.add_row(key.replace("_", " "), str(value))
-    out.print(table)
+    _write_columns([(key.replace("_", " "), str(value)) for key, value in values.items()])
 
 
 @app.command()
 def verify(name: Name, repository: Repository = REPOSITORY) -> None:
     """Compare every file of a tenant with its checksum."""
     Tenant(repository, name).verify()
-    out.print(f"tenant {name} is sound")
+    typer.echo(f"tenant {name} is sound")
 
 
 @app.command()
 def remove(name: Name, repository: Repository = REPOSITORY) -> None:
     """Remove a tenant and everything of it."""
     tenants.remove_tenant(repository, name)
-    err.print(f"tenant {name} removed")
+    typer.echo(f"tenant {name} removed")
+
+
+def _write_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Columns two spaces apart, one line a row whatever the terminal's width, so that other programs can read them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Report]:
+    """Bars on a terminal; elsewhere a line every few seconds, so that a quick refusal is the only line on stderr."""
+    if err.is_terminal:
+        with progress() as report:
+            yield report
+        return
+    said_s = time.monotonic()
+
+    def say(stage: str, done: int, total: int) -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s >= _SAY_EVERY_S:
+            said_s = time.monotonic()
+            typer.echo(f"{stage} {done}/{total}", err=True)
+
+    yield say
