@@ -11,9 +11,8 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -21,12 +20,13 @@ from numpy.typing import NDArray
 
 from .audio import SAMPLE_RATE
 from .blending import ROI_SIZE, set_prediction
+from .call import Call, Frame, Stages
 from .deadline import Deadline
 from .errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TritonUnavailable
 from .features import FeatureStream, frame_count
 from .geometry import ping_pong
 from .inference import ModelNotLoaded, Mouths, Triton
-from .rendering import Output, Rendered, render
+from .rendering import Rendered, render
 from .residency import Residency
 from .settings import Settings
 from .tenant import Tenant
@@ -44,46 +44,6 @@ BATCHES_AHEAD = 4
 CHUNK_S = 0.48
 """Speech of a stream that becomes features at once: 12 frames at 25 fps."""
 _BACK_OFF_S = 0.05
-
-
-@dataclass
-class Stages:
-    """Seconds spent in each stage, summed over frames; stages overlap in wall time."""
-
-    open_s: float = 0
-    load_s: float = 0
-    features_s: float = 0
-    inference_s: float = 0
-    blend_s: float = 0
-    encode_s: float = 0
-
-    @contextlib.contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Adds the wall time of the block to `stage`."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, stage, getattr(self, stage) + time.perf_counter() - begin)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A finished frame. pts_samples: its presentation time in 16 kHz samples since the speech began."""
-
-    data: bytes
-    number: int
-    pts_samples: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """What all stages of one request share."""
-
-    tenant: Tenant
-    output: Output
-    deadline: Deadline
-    stages: Stages
 
 
 class Compositor:
@@ -173,13 +133,14 @@ class Compositor:
         working: deque[tuple[int, asyncio.Task[list[Rendered]]]] = deque()
         position = 0
         try:
-            async for features in self._batches(call, samples, rate, fps):
-                numbers = self._numbers(call.tenant, start + position, len(features))
-                working.append((position, asyncio.create_task(self._batch(call, numbers, features))))
-                position += len(features)
-                while working and (working[0][1].done() or len(working) >= BATCHES_AHEAD):
-                    for frame in self._frames(call.tenant, start, fps, *await _first(working)):
-                        yield frame
+            async with contextlib.aclosing(self._batches(call, samples, rate, fps)) as batches:
+                async for features in batches:
+                    numbers = self._numbers(call.tenant, start + position, len(features))
+                    working.append((position, asyncio.create_task(self._batch(call, numbers, features))))
+                    position += len(features)
+                    while working and (working[0][1].done() or len(working) >= BATCHES_AHEAD):
+                        for frame in self._frames(call.tenant, start, fps, *await _first(working)):
+                            yield frame
             while working:
                 for frame in self._frames(call.tenant, start, fps, *await _first(working)):
                     yield frame
@@ -196,19 +157,22 @@ class Compositor:
         for step, (number, frame) in enumerate(zip(numbers, rendered, strict=True)):
             yield Frame(frame.data, number, (position + step) * SAMPLE_RATE // fps)
 
-    async def _batches(self, call: Call, samples: Samples, rate: int, fps: int) -> AsyncIterator[Features]:
+    async def _batches(self, call: Call, samples: Samples, rate: int, fps: int) -> AsyncGenerator[Features, None]:
         """Features in batches of the size that the tenant takes, the last one perhaps smaller."""
         size = self._batch_size(call.tenant)
         kept = np.empty((0, *FEATURE_SHAPE), np.float32)
-        async for features in self._feature_stream(call, samples, rate, fps):
-            kept = np.concatenate((kept, features))
-            while len(kept) >= size:
-                yield kept[:size]
-                kept = kept[size:]
+        async with contextlib.aclosing(self._feature_stream(call, samples, rate, fps)) as stream:
+            async for features in stream:
+                kept = np.concatenate((kept, features))
+                while len(kept) >= size:
+                    yield kept[:size]
+                    kept = kept[size:]
         if len(kept):
             yield kept
 
-    async def _feature_stream(self, call: Call, samples: Samples, rate: int, fps: int) -> AsyncIterator[Features]:
+    async def _feature_stream(
+        self, call: Call, samples: Samples, rate: int, fps: int
+    ) -> AsyncGenerator[Features, None]:
         stream = FeatureStream(rate, fps, self.settings.audio.edge)
         encoder = call.tenant.manifest.encoder
         step = max(1, int(rate * CHUNK_S))

@@ -18,10 +18,11 @@ from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from .. import pcm
+from ..call import Call, Frame, Stages
 from ..deadline import Deadline
 from ..errors import InvalidInput, LipsyncError
 from ..geometry import ping_pong
-from ..pipeline import FEATURE_SHAPE, VISUAL_SHAPE, Call, Compositor, Frame, Samples, Stages
+from ..pipeline import FEATURE_SHAPE, VISUAL_SHAPE, Compositor, Samples
 from ..proto import lipsync_v1_pb2 as pb
 from ..proto import lipsync_v1_pb2_grpc as pb_grpc
 from ..rendering import Output

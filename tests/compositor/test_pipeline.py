@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from compositor.call import Call, Frame, Stages
 from compositor.deadline import Deadline
 from compositor.errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TritonUnavailable
 from compositor.inference import ModelNotLoaded, Mouths
-from compositor.pipeline import BATCHES_AHEAD, Call, Compositor, Frame, Stages
+from compositor.pipeline import BATCHES_AHEAD, Compositor
 from compositor.rendering import Output
 from compositor.residency import Residency
 from compositor.settings import Settings

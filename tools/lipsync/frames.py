@@ -170,10 +170,10 @@ def _open(file: Path) -> Image.Image:
         raise InvalidInput(f"{file}: not a PNG or JPEG image; export it again") from error
     except Image.DecompressionBombError as error:
         raise InvalidInput(f"{file}: larger than 3840x2160; scale the frames down") from error
-    except OSError as error:
-        raise InvalidInput(f"{file}: cannot be read ({error.strerror or error}); make it readable") from error
-    except Exception as error:  # Pillow's parsers raise what they like
-        raise InvalidInput(f"{file}: damaged ({error}); export it again") from error
+    except Exception as error:  # Pillow's parsers raise what they like, OSError without a number among it
+        if isinstance(error, OSError) and error.errno:
+            raise InvalidInput(f"{file}: cannot be read ({error.strerror}); make it readable") from error
+        raise InvalidInput(f"{file}: truncated or damaged ({error}); export it again") from error
 
 
 def _header(file: Path) -> tuple[int, int]:

@@ -201,7 +201,7 @@ def _rename(graph: onnx.GraphProto, renamed: dict[str, str], reserved: Collectio
         for names in (node.input, node.output):
             names[:] = [new(name) for name in names]
         for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
+            for subgraph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 _rename(subgraph, renamed, reserved)
     for value in (*graph.input, *graph.output):
         value.name = new(value.name)

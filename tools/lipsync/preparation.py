@@ -7,6 +7,7 @@ idle mouth (rendered once from encoded silence, or the source as it is), so that
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import io
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from compositor import jpeg
 from compositor import tenant as files
 from compositor.blending import Blend, Pixels, cut_crop, paste
-from compositor.errors import InvalidInput
+from compositor.errors import InvalidInput, LipsyncError
 from compositor.features import clip_features
 from compositor.geometry import Box
 from compositor.jpeg import Encoding, Layout, Subsampling
@@ -67,22 +68,29 @@ class _Idle:
     """Mouths of the uploaded model for encoded silence, by ONNX Runtime in this process."""
 
     def __init__(self, graph: Graph, encoder: Path) -> None:
-        fused = fuse(graph.model, graph.names, 0, "sent", "")
-        self._session = session(fused.SerializeToString())
         self._audio = silence_features(encoder)
+        with _refused("the model fails on silence", "check the export, or use --idle background"):
+            self._session = session(fuse(graph.model, graph.names, 0, "sent", "").SerializeToString())
 
     def __call__(self, crops: list[Pixels]) -> NDArray[np.uint8]:
         feed = {"crop": np.stack(crops), "audio": np.repeat(self._audio, len(crops), axis=0)}
-        try:
+        with _refused("the model fails on silence", "check the export, or use --idle background"):
             mouths, finite = self._session.run(["mouth", "finite"], feed)
-        except Exception as error:  # ONNX Runtime's errors have no base of their own
-            raise InvalidInput(
-                f"the model fails on silence ({one_line(str(error), 200)}); check the export, or use --idle background"
-            ) from error
         if not finite.all():
             raise InvalidInput("the model predicts NaN or infinity for silence; export the trained weights again")
         out: NDArray[np.uint8] = mouths
         return out
+
+
+@contextlib.contextmanager
+def _refused(fault: str, remedy: str) -> Iterator[None]:
+    """Makes any failure of ONNX Runtime one InvalidInput line; its errors have no base class of their own."""
+    try:
+        yield
+    except LipsyncError:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"{fault} ({one_line(str(error), 200)}); {remedy}") from error
 
 
 def session(model: bytes | str) -> onnxruntime.InferenceSession:
@@ -99,7 +107,7 @@ def silence_features(encoder: Path) -> NDArray[np.float32]:
         raise InvalidInput(
             f"{encoder}: the audio encoder is not installed; run `lipsync encoder add`, or use --idle background"
         )
-    try:
+    with _refused(f"{encoder}: not a working audio encoder", "install it anew with `lipsync encoder add --replace`"):
         running = session(str(encoder))
 
         def encode(windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,11 +115,6 @@ def silence_features(encoder: Path) -> NDArray[np.float32]:
             return embeddings
 
         return clip_features(np.zeros(640, np.float32), 16_000, encode, edge="silence")[:1]
-    except Exception as error:  # ONNX Runtime's errors have no base of their own
-        raise InvalidInput(
-            f"{encoder}: not a working audio encoder ({one_line(str(error), 200)}); "
-            "install it anew with `lipsync encoder add --replace`"
-        ) from error
 
 
 def prepare(
@@ -149,7 +152,7 @@ def prepare(
         encoder=choices.encoder,
         max_batch_size=choices.max_batch_size,
         model_sha256=graph.sha256,
-        files={path.name: _record(path) for path in sorted(folder.iterdir())},
+        files={name: _record(folder / name) for name in sorted(files.FILES)},
     )
     (folder / files.MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     report("model", 1, 1)

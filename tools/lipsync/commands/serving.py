@@ -15,7 +15,7 @@ from compositor.errors import TritonUnavailable
 from compositor.server import Running
 from compositor.server import serve as serve_compositor
 from compositor.settings import Settings, read_settings
-from lipsync.tritonserver import EmbeddedTriton
+from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from .console import REPOSITORY, err, out
 
@@ -45,6 +45,7 @@ def triton(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     set_up_logging("info")
+    install(default_home(), err.print)
     with server:
         out.print(f"Triton is ready: gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}")
         while not stop.wait(0.5):
@@ -69,7 +70,7 @@ def up(config: Config = None, repository: Repository = None, port: Port = None, 
     settings = with_options(read_settings(config), None, repository, port)
     settings.model_repository.mkdir(parents=True, exist_ok=True)
     set_up_logging(settings.logging.level)
-    err.print("starting Triton ...")
+    install(default_home(), err.print)
     with EmbeddedTriton(settings.model_repository, log_path=log) as server:
         settings = with_options(settings, server.grpc, None, None)
         asyncio.run(serve_compositor(settings, _announce))

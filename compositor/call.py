@@ -1,0 +1,52 @@
+"""What belongs to one request from its door to its frames: the tenant, the output wanted, the deadline, the account."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .deadline import Deadline
+from .rendering import Output
+from .tenant import Tenant
+
+
+@dataclass
+class Stages:
+    """Seconds spent in each stage, summed over frames; stages overlap in wall time."""
+
+    open_s: float = 0
+    load_s: float = 0
+    features_s: float = 0
+    inference_s: float = 0
+    blend_s: float = 0
+    encode_s: float = 0
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the wall time of the block to `stage`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A finished frame. pts_samples: its presentation time in 16 kHz samples since the speech began."""
+
+    data: bytes
+    number: int
+    pts_samples: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all stages of one request share."""
+
+    tenant: Tenant
+    output: Output
+    deadline: Deadline
+    stages: Stages
