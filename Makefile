@@ -1,5 +1,5 @@
 # Everything a newcomer needs. Each target works as the first command after a clone.
-.PHONY: help setup demo test check format proto lock clean
+.PHONY: help setup demo test bench check format proto lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
@@ -14,6 +14,10 @@ demo:  ## Draw an avatar, add it as a tenant, let it speak: out/demo.mp4
 test:  ## Run all tests, those against the real Triton included
 	@tools/setup.sh dev
 	.venv/bin/python -m pytest
+
+bench: ## Measure the project: out/bench/report.md
+	@tools/setup.sh tools
+	@.venv/bin/lipsync bench all
 
 check: ## Lint, formatting, types
 	@tools/setup.sh dev

@@ -62,7 +62,9 @@ def test_a_list_gives_a_box_a_frame(tmp_path: Path) -> None:
     assert read(tmp_path, changed([288, 208, 320, 240]))[3] == Box(288, 208, 32, 32)
 
 
-@pytest.mark.parametrize("keys", [[str(n) for n in range(8)], [f"{n:04d}" for n in range(8)], NAMES, [n[:-4] for n in NAMES]])
+@pytest.mark.parametrize(
+    "keys", [[str(n) for n in range(8)], [f"{n:04d}" for n in range(8)], NAMES, [n[:-4] for n in NAMES]]
+)
 def test_an_object_names_its_frames(tmp_path: Path, keys: list[str]) -> None:
     pairs = list(zip(keys, rectangles(), strict=True))
     assert read(tmp_path, dict(pairs)) == boxes()
@@ -115,7 +117,13 @@ def test_mixed_keys_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "rect",
-    [[-1, 0, 99, 99], [0, -1, 99, 99], [100, 100, 321, 200], [100, 100, 200, 241], [10**5, 10**5, 10**5 + 50, 10**5 + 50]],
+    [
+        [-1, 0, 99, 99],
+        [0, -1, 99, 99],
+        [100, 100, 321, 200],
+        [100, 100, 200, 241],
+        [10**5, 10**5, 10**5 + 50, 10**5 + 50],
+    ],
 )
 def test_a_rectangle_outside_of_its_frame_is_refused(tmp_path: Path, rect: list[int]) -> None:
     assert refusal(tmp_path, changed(rect)) == f"frame 3: {rect} is not inside the 320x240 frame; crop inside it"

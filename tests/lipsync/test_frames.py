@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -119,7 +120,7 @@ def test_16_bit_grey_and_cmyk_are_refused(tmp_path: Path) -> None:
 def test_transparency_is_refused(folder: Path, mode: str) -> None:
     picture = Image.new("RGBA", (WIDTH, HEIGHT), (9, 9, 9, 255))
     picture.putpixel((5, 5), (9, 9, 9, 100))
-    picture.convert(mode).save(folder / "frame_3.png", **({"transparency": 0} if mode == "P" else {}))
+    picture.convert(mode).save(folder / "frame_3.png", transparency=0 if mode == "P" else None)
     assert refusal(folder).endswith("frame_3.png: it has transparent pixels; flatten it onto its background")
 
 
@@ -140,20 +141,17 @@ def test_a_truncated_picture_is_never_half_decoded(tmp_path: Path, kind: str) ->
     path = tmp_path / f"frame.{kind.lower()}"
     path.write_bytes(data)
     (whole,) = open_frames(tmp_path)
-    refused = 0
+    accepted = []
     for length in [*range(0, len(data), 11), *range(len(data) - 30, len(data))]:
         path.write_bytes(data[:length])
         try:
             (found,) = open_frames(tmp_path)
-        except InvalidInput as error:
-            refused += 1
-            assert str(path) in error.message
-            assert error.message.endswith("; export it again"), error.message
+        except InvalidInput:
+            assert refusal(tmp_path).endswith("; export it again")
         else:
-            # Only what lies behind the pixels is missing.
             np.testing.assert_array_equal(found, whole)
-            assert length > len(data) - 30
-    assert refused > len(data) // 11
+            accepted.append(length)
+    assert all(length > len(data) - 30 for length in accepted), "only what lies behind the pixels may be missing"
 
 
 def test_a_truncated_picture_among_others_is_named(folder: Path) -> None:
@@ -284,6 +282,14 @@ def test_a_damaged_video_is_refused_and_nothing_concealed(tmp_path: Path) -> Non
     assert "damaged" in refusal(path)
 
 
+def test_a_video_turned_by_its_metadata_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", pictures())
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(path.read_bytes().replace(upright, turned))
+    assert refusal(path) == f"{path}: turned by its metadata; convert it upright"
+
+
 def test_a_truncated_video_is_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", pictures(20))
     path.write_bytes(path.read_bytes()[:-500])
@@ -296,10 +302,11 @@ def test_a_video_that_holds_fewer_frames_than_packets_shows_in_its_names(tmp_pat
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])
     opened = VideoFile(path)
-    try:
-        assert len(list(opened)) < len(opened.names) or len(opened.names) < 20
-    except InvalidInput as error:
-        assert "damaged video" in error.message
+    readable = 0
+    with contextlib.suppress(InvalidInput):
+        for _ in opened:
+            readable += 1
+    assert readable < len(opened.names) < 20
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def classical(model: onnx.ModelProto, names: tuple[str, str, str], crops: Array,
     masked = roi.copy()
     masked[:, :, 5:310, 5:315] = 0
     (prediction,) = run(model, {names[0]: np.concatenate([roi, masked], axis=1), names[1]: audio})
-    mouths = crops.copy()
+    mouths: Array = crops.copy()
     mouths[:, 4:324, 4:324] = (prediction * 255).transpose(0, 2, 3, 1).astype(np.uint8)
     return mouths
 
@@ -80,7 +81,8 @@ def fused_mouths(
         feed["crop"] = CROPS[index]
     mouths, finite = run(path, feed)
     assert mouths.dtype == np.uint8
-    assert (finite.shape, finite.dtype) == ((len(index), 1), np.bool_)
+    assert finite.dtype == np.bool_
+    assert finite.shape == (len(index), 1)
     return mouths, finite[:, 0]
 
 
@@ -237,8 +239,9 @@ def test_the_reserved_prefix_is_refused(where: str) -> None:
     if where == "subgraph":
         inner = helper.make_graph([helper.make_node("Identity", ["x"], ["lipsync/levels"])], "inner", [], [])
         model.graph.node[0].attribute.append(helper.make_attribute("body", inner))
-    for wrap in (lambda: fuse(model, NAMES, 1, "sent", ""), lambda: canonical(model, {})):
-        with pytest.raises(InvalidInput, match="'lipsync/.*reserved prefix 'lipsync/'; rename it") as caught:
+    wraps: list[Callable[[], object]] = [lambda: fuse(model, NAMES, 1, "sent", ""), lambda: canonical(model, {})]
+    for wrap in wraps:
+        with pytest.raises(InvalidInput, match=r"'lipsync/.*reserved prefix 'lipsync/'; rename it") as caught:
             wrap()
         assert caught.value.field == "model"
 

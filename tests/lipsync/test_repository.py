@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from compositor.errors import InvalidInput, TenantNotFound
 from compositor.tenant import Tenant, tenant_names
 from lipsync import architecture, repository
 from lipsync.graph_builder import GraphBuilder
+from lipsync.model_check import probe
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant, disk_bytes, free_name, remove_tenant
 from lipsync.sources import Source, open_source
 
-from .conftest import add, can_mount, install_encoder, negative, poked, run, silent, tree, write_source
+from .conftest import add, can_mount, negative, poked, run, silent, tree, write_source
 
 SCRIPT = """
 import json, shutil, subprocess, resource, sys
@@ -108,7 +108,9 @@ def test_names_by_role_settle_what_shapes_leave_open(models: Path, source: Sourc
     Tenant(models, "anna").verify()
 
 
-@pytest.mark.parametrize("name", ["../anna", "", "Anna", "a" * 65, "a/b", "a\0", ".staging", "-a", "anna.raw", "ä", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["../anna", "", "Anna", "a" * 65, "a/b", "a\0", ".staging", "-a", "anna.raw", "ä", "a\n"]
+)
 def test_bad_names_are_refused(models: Path, source: Source, name: str) -> None:
     refused(models, lambda: add(models, source, name), "is no tenant name: use 1 to 64 of a-z 0-9 _ -")
     refused(models, lambda: remove_tenant(models, name), "is no tenant name")
@@ -118,9 +120,13 @@ def test_bad_names_are_refused(models: Path, source: Source, name: str) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_taken_and_reserved_names_are_refused(models: Path, source: Source) -> None:
-    refused(models, lambda: add(models, source, "audio_encoder"), "'audio_encoder' is the name of the shared audio encoder")
+    refused(
+        models, lambda: add(models, source, "audio_encoder"), "'audio_encoder' is the name of the shared audio encoder"
+    )
     (models / "berta").symlink_to("nowhere")
-    refused(models, lambda: add(models, source, "berta"), "'berta' exists already in .*; choose another name, or remove it")
+    refused(
+        models, lambda: add(models, source, "berta"), "'berta' exists already in .*; choose another name, or remove it"
+    )
     add(models, source)
     refused(models, lambda: add(models, source), "'anna' exists already in ")
     free_name(models, "carla")
@@ -163,9 +169,7 @@ def newer_opset() -> onnx.ModelProto:
         (newer_opset, "opset 22 is outside 11 to 21; export it again with opset 17"),
     ],
 )
-def test_bad_models_are_refused(
-    models: Path, source: Source, model: Callable[[], onnx.ModelProto], words: str
-) -> None:
+def test_bad_models_are_refused(models: Path, source: Source, model: Callable[[], onnx.ModelProto], words: str) -> None:
     source.model.write_bytes(model().SerializeToString())
     message = refused(models, lambda: add(models, source), words)
     assert message.startswith(f"avatar model: {source.model}, ")
@@ -229,7 +233,7 @@ def test_a_fault_at_any_stage_leaves_nothing(
 def test_a_model_that_changes_after_its_check_is_refused(
     models: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = repository.probe
+    check = probe
 
     def swap(path: Path, *arguments: Any, **options: Any) -> Any:
         result = check(path, *arguments, **options)
@@ -366,8 +370,8 @@ def test_a_full_disk_half_way_leaves_nothing(models: Path, source: Source, tmp_p
 def test_what_cannot_fit_is_refused_early(
     models: Path, source: Source, monkeypatch: pytest.MonkeyPatch, unchecked: None
 ) -> None:
-    usage = repository.shutil.disk_usage(models)
-    monkeypatch.setattr(repository.shutil, "disk_usage", lambda _: usage._replace(free=3 << 20))
+    usage = shutil.disk_usage(models)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 << 20))
     monkeypatch.setattr(repository, "staging", lambda *_: pytest.fail("began to write"))
     refused(models, lambda: add(models, source), ": 3 MiB free, but the tenant takes about [3-9] MiB; free some space")
 
@@ -415,7 +419,7 @@ def test_damaged_tenants_can_be_removed(models: Path, source: Source, fault: str
     if fault == "no manifest":
         (models / "anna" / "1" / "manifest.json").unlink()
     if fault == "no raw":
-        repository.shutil.rmtree(models / "anna.raw")
+        shutil.rmtree(models / "anna.raw")
     remove_tenant(models, "anna")
     assert tree(models) == before
 
@@ -468,7 +472,11 @@ def test_an_encoder_that_is_refused_replaces_nothing(models: Path, source: Sourc
 @pytest.mark.parametrize("again", [False, True])
 def test_an_encoder_never_takes_a_tenants_place(models: Path, source: Source, again: bool) -> None:
     add(models, source)
-    refused(models, lambda: add_encoder(models, "anna", source.model, replace=again), "'anna' is a tenant in .*; choose another")
+    refused(
+        models,
+        lambda: add_encoder(models, "anna", source.model, replace=again),
+        "'anna' is a tenant in .*; choose another",
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -491,13 +499,13 @@ def test_a_second_encoder_is_used_by_the_tenants_that_name_it(models: Path, sour
     refused(models, lambda: add(models, source), "audio_encoder/1/model.onnx: the audio encoder is not installed")
     add(models, source, encoder="other")
     assert Tenant(models, "anna").manifest.encoder == "other"
-    install_encoder(models)
-    assert replace(Choices()).encoder == "audio_encoder"
 
 
-def test_the_check_runs_at_the_batch_that_is_served(models: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_runs_at_the_batch_that_is_served(
+    models: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
-    check = repository.probe
+    check = probe
 
     def noting(path: Path, batch: int, **options: Any) -> Any:
         asked.append(batch)
@@ -507,4 +515,3 @@ def test_the_check_runs_at_the_batch_that_is_served(models: Path, source: Source
     add(models, source, max_batch_size=2, idle="background")
     assert asked == [2]
     assert "max_batch_size: 2\n" in (models / "anna" / "config.pbtxt").read_text()
-    assert os.access(models / "anna" / "config.pbtxt", os.R_OK)

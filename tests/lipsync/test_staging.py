@@ -6,6 +6,7 @@ import errno
 import fcntl
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -55,7 +56,10 @@ def test_what_is_there_stays(tmp_path: Path, kind: str) -> None:
     else:
         (tmp_path / "anna").symlink_to("nowhere")
     before = tree(tmp_path)
-    with pytest.raises(InvalidInput, match="'anna' exists already in .*; remove it first"), staging(tmp_path, "anna") as f:
+    with (
+        pytest.raises(InvalidInput, match=r"'anna' exists already in .*; remove it first"),
+        staging(tmp_path, "anna") as f,
+    ):
         install(build(f, "anna"), [build(f, "anna.raw")], tmp_path)
     assert tree(tmp_path) == before
 
@@ -76,9 +80,7 @@ def test_replacing_puts_the_new_in_the_old_ones_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4])
-def test_a_failing_rename_undoes_those_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
+def test_a_failing_rename_undoes_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     build(tmp_path, "encoder", "old")
     build(tmp_path, "companion", "old")
     before = tree(tmp_path)
@@ -106,9 +108,13 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("bug"), OSError(errno.EIO, "I/O")])
 def test_whatever_goes_wrong_leaves_nothing_and_is_passed_on(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, staging(tmp_path, "anna") as folder:
-        build(folder, "anna")
-        raise error
+    def fail() -> None:
+        with staging(tmp_path, "anna") as folder:
+            build(folder, "anna")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail()
     assert caught.value is error
     assert tree(tmp_path) == {}
 
@@ -116,7 +122,7 @@ def test_whatever_goes_wrong_leaves_nothing_and_is_passed_on(tmp_path: Path, err
 def test_a_repository_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("hello")
     for repository in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InvalidInput, match="cannot be written .*choose another model repository"):
+        with pytest.raises(InvalidInput, match=r"cannot be written .*choose another model repository"):
             staging(repository, "anna").__enter__()
     assert tree(tmp_path).keys() == {"file"}
 
@@ -125,7 +131,7 @@ def test_a_disk_that_is_full_from_the_start_is_refused(tmp_path: Path, monkeypat
     def full(**options: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(staging_module.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
     with pytest.raises(InvalidInput, match="No space left on device"):
         staging(tmp_path, "anna").__enter__()
     assert tree(tmp_path) == {}

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from compositor.errors import LipsyncError
 
-from .commands import demo, models, serving, speaking, tenant
+from .commands import bench, demo, models, serving, speaking, tenant
 from .commands.console import err
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(models.encoder_app, name="encoder")
 app.add_typer(models.model_app, name="model")
+app.add_typer(bench.app, name="bench")
 app.command()(serving.up)
 app.command()(serving.serve)
 app.command()(serving.triton)

@@ -190,7 +190,7 @@ def _header(file: Path) -> tuple[int, int]:
 
 
 class VideoFile:
-    """The frames of a video's first picture stream. Decoding errors are refused, never concealed."""
+    """The frames of a video's first picture stream. A frame that the decoder had to mend is refused."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -217,7 +217,6 @@ class VideoFile:
             with self._open() as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                stream.codec_context.options = {"err_detect": "explode"}
                 for number, frame in enumerate(container.decode(stream)):
                     if (frame.width, frame.height) != self.size:
                         raise InvalidInput(f"{self.path}: frame {number} has another size; convert it to one size")

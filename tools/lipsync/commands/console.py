@@ -20,6 +20,11 @@ Repository = Annotated[
 REPOSITORY = Path("model_repository")
 
 
+def say(text: str) -> None:
+    """A line on stdout, as it is: neither wrapped nor read as markup."""
+    out.print(text, soft_wrap=True, markup=False)
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each stage that reports (stage, done, total); lines instead where nobody watches."""

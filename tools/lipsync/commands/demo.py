@@ -21,7 +21,7 @@ from lipsync.repository import Serving, add_encoder, add_tenant
 from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
-from .console import REPOSITORY, Repository, err, out, progress
+from .console import REPOSITORY, Repository, err, progress, say
 from .serving import with_options
 from .speaking import speak_to
 
@@ -55,7 +55,7 @@ def _add_tenant(repository: Path) -> None:
         write_source(source, progress=lambda done, total: report("draw", done, total))
         choices = Choices(encoder=_encoder(repository, source))
         add_tenant(repository, TENANT, open_source(source), choices, Serving(), report)
-    out.print(f"tenant {TENANT} added to {repository}")
+    say(f"tenant {TENANT} added to {repository}")
 
 
 def _encoder(repository: Path, folder: Path) -> str:

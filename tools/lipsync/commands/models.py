@@ -14,7 +14,7 @@ from lipsync import architecture
 from lipsync.model_size import macs, parameters
 from lipsync.repository import add_encoder
 
-from .console import REPOSITORY, Repository, out, size
+from .console import REPOSITORY, Repository, say, size
 
 model_app = typer.Typer(no_args_is_help=True, help="Write models with random weights, for tests and benchmarks.")
 encoder_app = typer.Typer(no_args_is_help=True, help="Install audio encoders.")
@@ -45,7 +45,7 @@ def build(
     }[graph]()
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
-    out.print(f"{path}: {parameters(model):,} parameters, {macs(model) / 1e9:.3f} GMAC, {size(path.stat().st_size)}")
+    say(f"{path}: {parameters(model):,} parameters, {macs(model) / 1e9:.3f} GMAC, {size(path.stat().st_size)}")
 
 
 @model_app.callback()
@@ -62,7 +62,7 @@ def add(
 ) -> None:
     """Check and install an audio encoder."""
     add_encoder(repository, name, path, replace=replace)
-    out.print(f"encoder {name} installed in {repository}")
+    say(f"encoder {name} installed in {repository}")
 
 
 @encoder_app.callback()

@@ -17,7 +17,7 @@ from compositor.server import serve as serve_compositor
 from compositor.settings import Settings, read_settings
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
-from .console import REPOSITORY, err, out
+from .console import REPOSITORY, err, say
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")]
 Repository = Annotated[Path | None, typer.Option("--repository", "-r", help="The model repository.")]
@@ -47,7 +47,7 @@ def triton(
     set_up_logging("info")
     install(default_home(), err.print)
     with server:
-        out.print(f"Triton is ready: gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}")
+        say(f"Triton is ready: gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}")
         while not stop.wait(0.5):
             if not server.alive:
                 raise TritonUnavailable("Triton ended and could not be started again; its log says why")
@@ -89,4 +89,4 @@ def with_options(settings: Settings, triton: str | None, repository: Path | None
 
 
 def _announce(service: Running) -> None:
-    out.print(f"the compositor listens on port {service.port}")
+    say(f"the compositor listens on port {service.port}")

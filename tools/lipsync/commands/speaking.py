@@ -15,7 +15,7 @@ from compositor.errors import InvalidInput
 from compositor.proto import lipsync_v1_pb2 as pb
 from lipsync.client import FolderSink, Sink, VideoSink, receive
 
-from .console import err, out
+from .console import err, out, say
 
 
 def speak(
@@ -51,7 +51,7 @@ def speak_to(server: str, tenant: str, wav: bytes, output: Path) -> None:
         summary = receive(server, tenant, wav, lambda fps: _sink(output, wav, fps), arrived)
         bars.update(bar, completed=speech_s)
     _account(summary, speech_s, first_s)
-    out.print(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 def _sink(output: Path, wav: bytes, fps: int) -> Sink:
@@ -61,7 +61,7 @@ def _sink(output: Path, wav: bytes, fps: int) -> Sink:
 def _account(summary: pb.Summary, speech_s: float, first_s: float) -> None:
     """Frames, fps, real-time factor, and a table of the stages."""
     total_s, frames = summary.stages.total_s, summary.frames
-    out.print(
+    say(
         f"{frames} frames of {speech_s:.2f} s of speech in {total_s:.2f} s: {frames / total_s:.1f} fps, "
         f"real-time factor {total_s / speech_s:.2f} (below 1 keeps up with speech), first frame after {first_s:.2f} s"
     )
@@ -79,6 +79,4 @@ def _account(summary: pb.Summary, speech_s: float, first_s: float) -> None:
     for stage, seconds in stages.items():
         table.add_row(stage, f"{seconds:.3f}", f"{seconds / max(frames, 1) * 1000:.2f}")
     out.print(table)
-    out.print(
-        "(stages of different frames overlap, and inference includes Triton's queue: they do not add up to the total)"
-    )
+    say("(stages of different frames overlap, and inference includes Triton's queue: they do not add up to the total)")

@@ -1,0 +1,42 @@
+"""A process of its own for the part `memory`: opens a tenant, renders every frame once, says what memory that took."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from compositor.blending import CROP_SIZE
+from compositor.rendering import Output, render
+from compositor.tenant import Tenant
+
+FIELDS = ("Rss", "Pss", "Pss_Anon", "Pss_File")
+
+
+def memory_bytes() -> dict[str, int]:
+    """Bytes of this process by the kernel's own sums (proc(5), smaps_rollup)."""
+    found = {}
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name in FIELDS:
+            found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
+def touch(repository: Path, name: str) -> dict[str, int]:
+    """Bytes that opening the tenant and rendering each of its frames once added, by field of smaps_rollup."""
+    cv2.setNumThreads(1)
+    mouth = np.full((CROP_SIZE, CROP_SIZE, 3), 128, np.uint8)
+    before = memory_bytes()
+    tenant = Tenant(repository, name)
+    for number in range(tenant.frames):
+        render(tenant, number, mouth, Output())
+    after = memory_bytes()
+    return {field: after[field] - before[field] for field in FIELDS}
+
+
+if __name__ == "__main__":
+    json.dump(touch(Path(sys.argv[1]), sys.argv[2]), sys.stdout)
