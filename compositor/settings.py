@@ -96,11 +96,20 @@ class Settings(Section):
     audio: AudioSettings = AudioSettings()
     logging: LoggingSettings = LoggingSettings()
 
+    def with_triton(self, endpoint: str) -> Settings:
+        """The same settings, but for a Triton at `endpoint`, host:port."""
+        return self.model_copy(update={"triton": self.triton.model_copy(update={"endpoint": endpoint})})
 
-def read_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+
+def read_settings(
+    path: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    options: Mapping[str, tuple[str, str]] | None = None,
+) -> Settings:
     """The settings of `path` (default: the file that LIPSYNC_CONFIG names, if any) with the environment's overrides.
 
-    Raises SettingsInvalid with one line for each fault.
+    options: what a command line says on top, by dotted path: (the option's name, its text). Raises SettingsInvalid
+    with one line for each fault.
     """
     environment = os.environ if environment is None else environment
     if path is None and environment.get("LIPSYNC_CONFIG"):
@@ -113,6 +122,10 @@ def read_settings(path: Path | None = None, environment: Mapping[str, str] | Non
             _put(values, keys, text)
             # A fault may be found at any of the keys on the way down.
             origins.update({keys[:depth]: name for depth in range(1, len(keys) + 1)})
+    for setting, (option, text) in (options or {}).items():
+        keys = tuple(setting.split("."))
+        _put(values, keys, text)
+        origins[keys] = option
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

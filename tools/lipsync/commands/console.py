@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from lipsync.preparation import Report
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -18,6 +21,7 @@ Repository = Annotated[
     Path, typer.Option("--repository", "-r", envvar="LIPSYNC_MODEL_REPOSITORY", help="The model repository.")
 ]
 REPOSITORY = Path("model_repository")
+SAY_EVERY_S = 2.0
 
 
 def say(text: str) -> None:
@@ -26,8 +30,30 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage that reports (stage, done, total); lines instead where nobody watches."""
+def progress() -> Iterator[Report]:
+    """Takes reports of (stage, done, total) and shows them: bars on a terminal, elsewhere a line every few seconds, so
+    that a quick refusal is the only line on stderr."""
+    if err.is_terminal:
+        with _bars() as report:
+            yield report
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """Says where the work is, now and then."""
+
+    def __init__(self) -> None:
+        self._said_s = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if time.monotonic() - self._said_s >= SAY_EVERY_S:
+            self._said_s = time.monotonic()
+            typer.echo(f"{stage} {done}/{total}", err=True)
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Report]:
     bars = Progress(
         TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
     )

@@ -22,7 +22,6 @@ from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from .console import REPOSITORY, Repository, err, progress, say
-from .serving import with_options
 from .speaking import speak_to
 
 TENANT = "demo"
@@ -40,7 +39,8 @@ def demo(
     if TENANT not in tenant_names(repository):
         _add_tenant(repository)
     with EmbeddedTriton(repository) as triton:
-        settings = with_options(Settings(), triton.grpc, repository, 0)
+        values = {"model_repository": repository, "server": {"port": 0}, "triton": {"endpoint": triton.grpc}}
+        settings = Settings.model_validate(values)
         asyncio.run(_speak(settings, wav.read_bytes(), output))
 
 

@@ -14,7 +14,7 @@ from compositor.__main__ import set_up_logging
 from compositor.errors import TritonUnavailable
 from compositor.server import Running
 from compositor.server import serve as serve_compositor
-from compositor.settings import Settings, read_settings
+from compositor.settings import read_settings
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from .console import REPOSITORY, err, say
@@ -60,32 +60,29 @@ def serve(
     port: Port = None,
 ) -> None:
     """Run the compositor alone, against a Triton that runs already."""
-    settings = with_options(read_settings(config), triton, repository, port)
+    settings = read_settings(config, options=_options(triton, repository, port))
     set_up_logging(settings.logging.level)
     asyncio.run(serve_compositor(settings, _announce))
 
 
 def up(config: Config = None, repository: Repository = None, port: Port = None, log: Log = None) -> None:
     """Run the embedded Triton and the compositor together, until Ctrl-C."""
-    settings = with_options(read_settings(config), None, repository, port)
+    settings = read_settings(config, options=_options(None, repository, port))
     settings.model_repository.mkdir(parents=True, exist_ok=True)
     set_up_logging(settings.logging.level)
     install(default_home(), err.print)
     with EmbeddedTriton(settings.model_repository, log_path=log) as server:
-        settings = with_options(settings, server.grpc, None, None)
-        asyncio.run(serve_compositor(settings, _announce))
+        asyncio.run(serve_compositor(settings.with_triton(server.grpc), _announce))
 
 
-def with_options(settings: Settings, triton: str | None, repository: Path | None, port: int | None) -> Settings:
-    """The settings with what the command line says on top."""
-    values = settings.model_dump()
-    if triton is not None:
-        values["triton"]["endpoint"] = triton
-    if repository is not None:
-        values["model_repository"] = repository
-    if port is not None:
-        values["server"]["port"] = port
-    return Settings.model_validate(values)
+def _options(triton: str | None, repository: Path | None, port: int | None) -> dict[str, tuple[str, str]]:
+    """What the command line says of settings, as `read_settings` takes it."""
+    said = {
+        "triton.endpoint": ("--triton", triton),
+        "model_repository": ("--repository", repository),
+        "server.port": ("--port", port),
+    }
+    return {setting: (option, str(value)) for setting, (option, value) in said.items() if value is not None}
 
 
 def _announce(service: Running) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,14 +14,12 @@ from compositor.jpeg import Subsampling
 from compositor.tenant import AUDIO_ENCODER, Tenant, read_manifest, tenant_names
 from lipsync import repository as tenants
 from lipsync.model_config import TENANT_BATCH, Kind
-from lipsync.preparation import Choices, Report
+from lipsync.preparation import Choices
 from lipsync.sources import open_source
 
-from .console import REPOSITORY, Repository, err, progress, size
+from .console import REPOSITORY, Repository, progress, size
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, show, verify and remove tenants.")
-
-_SAY_EVERY_S = 5.0
 
 Name = Annotated[str, typer.Argument(metavar="ID", help="The tenant's name: a-z 0-9 _ -, at most 64.")]
 
@@ -36,7 +33,9 @@ def add(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="The avatar's ONNX model.")] = None,
     frames: Annotated[Path | None, typer.Option(help="Folder of images, or a video file.")] = None,
-    crop_rects: Annotated[Path | None, typer.Option(help="JSON: [[x1, y1, x2, y2], ...] or keyed by frame.")] = None,
+    crop_rects: Annotated[
+        Path | None, typer.Option(help="JSON: a list of x1, y1, x2, y2 for each frame, or keyed by frame.")
+    ] = None,
     visual: Annotated[str | None, typer.Option(help="Name of the visual input, where shapes do not tell.")] = None,
     audio: Annotated[str | None, typer.Option(help="Name of the audio input.")] = None,
     output: Annotated[str | None, typer.Option(help="Name of the output.")] = None,
@@ -69,7 +68,7 @@ def add(
     choices = Choices(quality, subsampling, blend, idle, crops, encoder, fps, max_batch_size)
     roles = {"visual": visual, "audio": audio, "output": output}
     names = {role: tensor for role, tensor in roles.items() if tensor is not None}
-    with _progress() as report:
+    with progress() as report:
         manifest = tenants.add_tenant(repository, name, found, choices, tenants.Serving(kind, threads), report, names)
     typer.echo(
         f"tenant {name} added in {time.monotonic() - begin:.1f} s: {manifest.frames} frames of "
@@ -125,21 +124,3 @@ def _write_columns(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Report]:
-    """Bars on a terminal; elsewhere a line every few seconds, so that a quick refusal is the only line on stderr."""
-    if err.is_terminal:
-        with progress() as report:
-            yield report
-        return
-    said_s = time.monotonic()
-
-    def say(stage: str, done: int, total: int) -> None:
-        nonlocal said_s
-        if time.monotonic() - said_s >= _SAY_EVERY_S:
-            said_s = time.monotonic()
-            typer.echo(f"{stage} {done}/{total}", err=True)
-
-    yield say
