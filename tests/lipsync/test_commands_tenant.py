@@ -16,7 +16,7 @@ import pytest
 from compositor.errors import InvalidInput
 from compositor.tenant import MANIFEST, Tenant, tenant_names
 from lipsync import app, repository
-from lipsync.commands import tenant as commands
+from lipsync.commands import console
 from lipsync.sources import open_source
 
 from .conftest import add, install_encoder, negative, tree, write_source
@@ -237,7 +237,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], lipsync: Lipsync) -> Non
 def test_slow_stages_are_told_where_nobody_watches(
     models: Path, source: Path, lipsync: Lipsync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "_SAY_EVERY_S", 0)
+    monkeypatch.setattr(console, "SAY_EVERY_S", 0)
     done = lipsync("tenant", "add", "berta", source, "-r", models)
     assert done.status == 0
     frames = [f"frames {number}/8" for number in range(1, 9)]

@@ -85,7 +85,7 @@ class Client:
         mouth = wire.InferRequestedOutput("mouth")
         mouth.set_shared_memory(self._region.name, size)
         self._fused(mouth)
-        return self._region.view(0, size).reshape(-1, CROP_SIZE, CROP_SIZE, 3)
+        return self._region.view(0, size).reshape(len(self._frames), CROP_SIZE, CROP_SIZE, 3)
 
     def _classical(self, visual: NDArray[np.float32]) -> Pixels:
         inputs = [_tensor("visual", visual, "FP32"), _tensor("audio", self._audio, "FP32")]
@@ -115,7 +115,7 @@ def build_visual(crops: Pixels) -> NDArray[np.float32]:
 def set_predictions(crops: Pixels, predictions: NDArray[np.float32]) -> Pixels:
     """Crops with predictions float32 (n, 3, 320, 320) in [0, 1] in them. Frame by frame in place, merged by OpenCV,
     is several times as fast as one expression over the batch."""
-    mouths = crops.copy()
+    mouths: Pixels = crops.copy()
     scaled = np.empty(predictions.shape[1:], np.float32)
     levels = np.empty(predictions.shape[1:], np.uint8)
     for mouth, prediction in zip(mouths, predictions, strict=True):
