@@ -48,5 +48,9 @@ class Call:
 
     tenant: Tenant
     output: Output
-    deadline: Deadline
     stages: Stages
+    deadline: Deadline | None = None  # the caller's own, where there is one
+
+    def step_deadline(self, default_s: float) -> Deadline:
+        """Until when one step of the call may take: the caller's deadline, or `default_s` from now."""
+        return self.deadline or Deadline.after(default_s)

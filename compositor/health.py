@@ -33,7 +33,11 @@ class Health:
 
     async def update(self) -> None:
         """Checks once."""
-        serving = await self._check()
+        try:
+            serving = await self._check()
+        except Exception:
+            log.exception("the health check itself failed")
+            serving = False
         if serving != self.serving:
             self.serving = serving
             log.info("ready to serve" if serving else "not ready: Triton does not answer")

@@ -1,15 +1,15 @@
 """Triton, as the compositor needs it: mouths and audio embeddings in, loads and unloads. The only importer of
 tritonclient, whose errors end here.
 
-Mouths come back through system shared memory where Triton can map this process's region, as tensors otherwise. A slot
-is used again only after Triton answered the request that names it; one whose answer never came stays unused, or one
-tenant's face could appear in another's frame.
+Mouths come back through system shared memory where Triton can map this process's region, as tensors otherwise. The
+slot of a request is given back only once Triton has answered it: else one tenant's face could get into another's frame.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +32,7 @@ from .errors import (
 )
 from .settings import TritonSettings
 from .shared_memory import Region
+from .slots import Lease, Slots
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class ModelNotLoaded(LipsyncError):
     """Triton does not have the model right now; loading it helps."""
 
 
-class RegionLost(LipsyncError):
+class RegionLost(TritonUnavailable):
     """Triton does not know the shared memory region, having been restarted since."""
 
 
@@ -61,10 +62,14 @@ class Mouths:
     release: Callable[[], None]
 
 
+class NoAnswer(DeadlinePassed):
+    """The wait for Triton's answer ended; whether it still works on the request is not known."""
+
+
 def translate(error: InferenceServerException) -> LipsyncError:
     """Triton's error as ours. UNAVAILABLE has four meanings, so the message decides (seen on Triton 2.51)."""
     status, message = str(error.status()).removeprefix("StatusCode."), str(error.message())
-    if "shared memory region" in message:
+    if "Unable to find shared memory region" in message:
         return RegionLost(message)
     if (
         "has no available versions" in message
@@ -74,8 +79,10 @@ def translate(error: InferenceServerException) -> LipsyncError:
         return ModelNotLoaded(message)
     if "Exceeds maximum queue size" in message:
         return Overloaded("Triton's queue for this tenant is full", retry_after_s=0.2)
-    if "Request timeout expired" in message or status in ("DEADLINE_EXCEEDED", "CANCELLED"):
-        return DeadlinePassed("Triton did not answer in time")
+    if "Request timeout expired" in message:
+        return Overloaded("Triton's queue for this tenant is too long for the time given", retry_after_s=0.5)
+    if status in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        return NoAnswer("Triton did not answer in time")
     if status == "UNAVAILABLE" and "restricted" not in message:
         return TritonUnavailable("Triton cannot be reached; it may be restarting", retry_after_s=1)
     return InferenceFailed(f"Triton failed: {message}")
@@ -87,10 +94,9 @@ class Triton:
     def __init__(self, settings: TritonSettings) -> None:
         self._settings = settings
         self._client: aio.InferenceServerClient = aio.InferenceServerClient(settings.endpoint, channel_args=_CHANNEL)
-        self._region: Region | None = None
-        self._mapping = asyncio.Lock()
-        self._tensors_only = settings.shared_memory == "off"
-        self._in_flight = asyncio.Semaphore(settings.slots)
+        self._slots = Slots(
+            settings.slots, settings.slot_frames * MOUTH_BYTES, self._register, settings.shared_memory == "auto"
+        )
         self._tasks: set[asyncio.Task[Mouths]] = set()
 
     async def close(self) -> None:
@@ -113,7 +119,7 @@ class Triton:
             await self._client.load_model(model, client_timeout=self._settings.load_timeout_s)
         except InferenceServerException as error:
             fault = translate(error)
-            if isinstance(fault, InferenceFailed):
+            if isinstance(fault, (InferenceFailed, ModelNotLoaded)):
                 raise TenantBroken(f"{model!r} does not load into Triton: {error.message()}", field="tenant") from error
             raise fault from error
 
@@ -134,8 +140,7 @@ class Triton:
 
     async def _embed(self, encoder: str, windows: NDArray[np.float32], deadline: Deadline) -> NDArray[np.float32]:
         inputs = [_tensor("mel_spectrogram", windows, "FP32")]
-        async with self._in_flight:
-            result = await self._infer(encoder, inputs, ["audio_features"], deadline)
+        result = await self._tensors(encoder, inputs, ["audio_features"], deadline)
         embeddings: NDArray[np.float32] | None = result.as_numpy("audio_features")
         if (
             embeddings is None
@@ -165,16 +170,9 @@ class Triton:
             else _tensor("crop", subject, "UINT8")
         )
         inputs = [first, _tensor("audio", audio, "FP32")]
-        try:
-            return await self._mouths(model, inputs, len(audio), deadline)
-        except RegionLost:
-            self._region = None
-            return await self._mouths(model, inputs, len(audio), deadline)
-
-    async def _mouths(self, model: str, inputs: list[wire.InferInput], count: int, deadline: Deadline) -> Mouths:
-        """The request is a task of its own: a caller that goes away must not free a slot that Triton still fills."""
-        region = await self._mapped_region()
-        task = asyncio.create_task(self._request(model, inputs, count, region, deadline))
+        lease = await self._slots.lease(deadline)
+        # A task of its own: a caller that goes away must not free a slot that Triton still fills.
+        task = asyncio.create_task(self._request(model, inputs, len(audio), lease, deadline))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -187,61 +185,32 @@ class Triton:
             raise
 
     async def _request(
-        self, model: str, inputs: list[wire.InferInput], count: int, region: Region | None, deadline: Deadline
+        self, model: str, inputs: list[wire.InferInput], count: int, lease: Lease, deadline: Deadline
     ) -> Mouths:
-        if region is None:
-            async with self._in_flight:
-                result = await self._infer(model, inputs, ["mouth", "finite"], deadline)
-            _check_finite(model, result.as_numpy("finite"), count)
-            crops: NDArray[np.uint8] | None = result.as_numpy("mouth")
-            if crops is None or crops.shape != (count, CROP_SIZE, CROP_SIZE, 3):
-                raise InferenceFailed(f"{model!r} answered with mouths of the wrong shape")
-            return Mouths(crops, lambda: None)
-        slot = await self._slot(region, deadline)
-        size = count * MOUTH_BYTES
+        """One request on a lease, which the answer carries on, or which ends with the error."""
+        region, size = lease.region, count * MOUTH_BYTES
         mouth = wire.InferRequestedOutput("mouth")
-        mouth.set_shared_memory(region.name, size, region.offset(slot))
+        if region is not None:
+            mouth.set_shared_memory(region.name, size, region.offset(lease.slot))
         try:
             result = await self._infer(model, inputs, [mouth, wire.InferRequestedOutput("finite")], deadline)
             _check_finite(model, result.as_numpy("finite"), count)
-        except (DeadlinePassed, TritonUnavailable, asyncio.CancelledError) as error:
-            # No answer: Triton may still write into the slot, so it is not released.
-            self._quarantine(region, lost=isinstance(error, TritonUnavailable))
+            crops: NDArray[np.uint8] | None = (
+                result.as_numpy("mouth") if region is None else region.view(lease.slot, size)
+            )
+            if crops is None or crops.size != size:
+                raise InferenceFailed(f"{model!r} answered with mouths of the wrong shape")
+        except (NoAnswer, TritonUnavailable, asyncio.CancelledError) as error:
+            self._slots.abandon(lease)
+            if isinstance(error, TritonUnavailable):
+                self._slots.lost(region)
             raise
         except BaseException:
-            region.release(slot)
+            self._slots.release(lease)
             raise
-        crops = region.view(slot, size).reshape(count, CROP_SIZE, CROP_SIZE, 3)
-        return Mouths(crops, lambda: region.release(slot))
+        return Mouths(crops.reshape(count, CROP_SIZE, CROP_SIZE, 3), lambda: self._slots.release(lease))
 
-    async def _slot(self, region: Region, deadline: Deadline) -> int:
-        try:
-            return await asyncio.wait_for(region.acquire(), deadline.remaining_s())
-        except asyncio.TimeoutError as error:
-            raise Overloaded("no request to Triton was free in time", retry_after_s=0.2) from error
-
-    def _quarantine(self, region: Region, *, lost: bool) -> None:
-        """Counts a slot in doubt. A lost connection, or half of the slots in doubt, ends the use of the region."""
-        region.in_doubt += 1
-        if self._region is region and (lost or region.in_doubt * 2 >= self._settings.slots):
-            self._region = None
-
-    async def _mapped_region(self) -> Region | None:
-        """The current region, or None where tensors must do."""
-        if self._region is not None or self._tensors_only:
-            return self._region
-        async with self._mapping:
-            if self._region is None and not self._tensors_only:
-                await self._map_region()
-        return self._region
-
-    async def _map_region(self) -> None:
-        try:
-            region = Region(self._settings.slots, self._settings.slot_frames * MOUTH_BYTES)
-        except OSError as error:
-            log.warning("no shared memory (%s): mouths come back as tensors", error.strerror)
-            self._tensors_only = True
-            return
+    async def _register(self, region: Region) -> bool:
         try:
             await self._client.register_system_shared_memory(
                 region.name, region.key, region.size, client_timeout=self._settings.timeout_s
@@ -250,21 +219,29 @@ class Triton:
             fault = translate(error)
             if isinstance(fault, (TritonUnavailable, DeadlinePassed)):
                 raise fault from error
-            log.warning("Triton cannot map shared memory (%s): mouths come back as tensors", error.message())
-            self._tensors_only = True
-            return
+            log.info("Triton says: %s", error.message())
+            return False
+        return True
+
+    async def _tensors(
+        self, model: str, inputs: list[wire.InferInput], outputs: list[str], deadline: Deadline
+    ) -> wire.InferResult:
+        """A request whose answer comes as tensors."""
+        lease = await self._slots.lease(deadline, memory=False)
+        try:
+            requested = [wire.InferRequestedOutput(name) for name in outputs]
+            return await asyncio.wait_for(self._infer(model, inputs, requested, deadline), deadline.remaining_s())
+        except asyncio.TimeoutError as error:
+            raise DeadlinePassed("Triton did not answer in time") from error
         finally:
-            region.forget_name()
-        log.info("shared memory mapped: %d slots of %d bytes", self._settings.slots, region.slot_bytes)
-        self._region = region
+            self._slots.release(lease)
 
     async def predictions(
         self, model: str, visual: NDArray[np.float32], audio: NDArray[np.float32], deadline: Deadline
     ) -> NDArray[np.float32]:
         """The classical call on an uploaded graph: visual float32 (n, 6, 320, 320) -> float32 (n, 3, 320, 320)."""
         inputs = [_tensor("visual", visual, "FP32"), _tensor("audio", audio, "FP32")]
-        async with self._in_flight:
-            result = await self._infer(model, inputs, ["output"], deadline)
+        result = await self._tensors(model, inputs, ["output"], deadline)
         output: NDArray[np.float32] | None = result.as_numpy("output")
         if output is None or output.shape != (len(audio), 3, 320, 320):
             raise InferenceFailed(f"{model!r} answered with predictions of the wrong shape")
@@ -276,19 +253,19 @@ class Triton:
         self,
         model: str,
         inputs: list[wire.InferInput],
-        outputs: list[str] | list[wire.InferRequestedOutput] | None,
+        outputs: list[wire.InferRequestedOutput],
         deadline: Deadline,
     ) -> wire.InferResult:
-        """Triton drops the request from its queue at the deadline; the setting bounds the wait for its answer."""
-        queue_s = min(deadline.remaining_s(), self._settings.timeout_s)
-        requested = [wire.InferRequestedOutput(out) if isinstance(out, str) else out for out in outputs or []]
+        """Triton drops the request from its queue at the deadline; its answer is awaited somewhat longer, to know that
+        the request's memory is free again."""
+        remaining_s = max(deadline.at_s - time.monotonic(), 0.001)
         try:
             return await self._client.infer(
                 model,
                 inputs,
-                outputs=requested or None,
-                timeout=int(queue_s * 1e6),
-                client_timeout=self._settings.timeout_s,
+                outputs=outputs,
+                timeout=int(remaining_s * 1e6),
+                client_timeout=remaining_s + self._settings.timeout_s,
             )
         except InferenceServerException as error:
             raise translate(error) from error

@@ -12,6 +12,7 @@ import enum
 import functools
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -117,42 +118,61 @@ def restart_interval_for(width: int, subsampling: Subsampling, boxes: Iterable[B
     return min(candidates, key=lambda k: (area(k), -k))
 
 
+class _Ticket:
+    """One who waits for a restart interval."""
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self.admitted = threading.Event()
+
+
 class _RestartGate:
     """libturbojpeg 2.x takes the restart interval from the environment, which is the whole process's: encodes of one k
-    run side by side, those of another wait for them to end. A waiting k goes before newcomers of the running one."""
+    run side by side, those of another wait. Whoever comes while somebody waits queues up behind, and the last of a k
+    to leave lets in all who wait for the next k, so that no tenant starves."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._queue: deque[_Ticket] = deque()
         self._interval = -1
-        self._turn = 0
         self._running = 0
-        self._waiting = 0
 
     @contextlib.contextmanager
     def __call__(self, interval: int) -> Iterator[None]:
-        with self._condition:
-            if self._running and (self._interval != interval or self._waiting):
-                turn = self._turn
-                self._waiting += 1
-                self._condition.wait_for(
-                    lambda: not self._running or (self._interval == interval and self._turn != turn)
-                )
-                self._waiting -= 1
-            if not self._running:
-                self._turn += 1
-            if self._interval != interval:
-                os.environ["TJ_RESTART"] = f"{interval}B"
-                self._interval = interval
-            self._running += 1
+        ticket = None
+        with self._lock:
+            if not self._queue and (not self._running or self._interval == interval):
+                self._admit(interval)
+            else:
+                ticket = _Ticket(interval)
+                self._queue.append(ticket)
+        if ticket:
+            ticket.admitted.wait()
         try:
             yield
         finally:
-            with self._condition:
+            with self._lock:
                 self._running -= 1
-                if not self._running:
-                    self._condition.notify_all()
+                if not self._running and self._queue:
+                    self._admit_next()
+
+    def _admit(self, interval: int) -> None:
+        if self._interval != interval:
+            os.environ["TJ_RESTART"] = f"{interval}B"
+            self._interval = interval
+        self._running += 1
+
+    def _admit_next(self) -> None:
+        interval = self._queue[0].interval
+        admitted = [ticket for ticket in self._queue if ticket.interval == interval]
+        self._queue = deque(ticket for ticket in self._queue if ticket.interval != interval)
+        for ticket in admitted:
+            self._admit(interval)
+            ticket.admitted.set()
 
 
+# Replacing a variable leaves the C library's table where it is; adding one may move it under another thread's getenv.
+os.environ.setdefault("TJ_RESTART", "0B")
 _restart_gate = _RestartGate()
 
 

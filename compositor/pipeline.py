@@ -22,14 +22,14 @@ from .audio import SAMPLE_RATE
 from .blending import ROI_SIZE, set_prediction
 from .call import Call, Frame, Stages
 from .deadline import Deadline
-from .errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TritonUnavailable
+from .errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TenantNotFound, TritonUnavailable
 from .features import FeatureStream, frame_count
 from .geometry import ping_pong
 from .inference import ModelNotLoaded, Mouths, Triton
 from .rendering import Rendered, render
 from .residency import Residency
 from .settings import Settings
-from .tenant import Tenant
+from .tenant import RAW_SUFFIX, Tenant
 from .tenants import Tenants
 
 Samples = NDArray[np.float32]
@@ -38,7 +38,6 @@ Answer = TypeVar("Answer")
 
 FEATURE_SHAPE = (32, 16, 16)
 VISUAL_SHAPE = (6, ROI_SIZE, ROI_SIZE)
-RAW_SUFFIX = ".raw"
 BATCHES_AHEAD = 4
 """Batches of one stream that are in work at once: enough to keep inference and compositing busy side by side."""
 CHUNK_S = 0.48
@@ -58,11 +57,17 @@ class Compositor:
 
     async def open(self, name: str, stages: Stages) -> Tenant:
         """The tenant of that name. Raises InvalidInput, TenantNotFound or TenantBroken."""
-        with stages.measure("open_s"):
-            tenant, fresh = self._tenants.get(name)
+        models = (name, name + RAW_SUFFIX)
+        try:
+            with stages.measure("open_s"):
+                tenant, fresh = self._tenants.get(name)
+        except TenantNotFound:
+            for model in models:
+                await self._residency.drop(model)
+            raise
         if fresh:
             # Triton may hold what these files replaced; a load of what is unchanged costs a millisecond.
-            for model in (name, name + RAW_SUFFIX):
+            for model in models:
                 self._residency.forget(model)
         return tenant
 
@@ -82,15 +87,17 @@ class Compositor:
 
         visual: float32 (n, 6, 320, 320) for the classical call, which predicts from the caller's own pictures.
         """
-        self._check_composite(call.tenant, numbers, features, visual)
+        self._check_composite(call, numbers, features, visual)
         size = self._batch_size(call.tenant)
+        ahead = asyncio.Semaphore(BATCHES_AHEAD)
+
+        async def work(batch: slice) -> list[Rendered]:
+            async with ahead:
+                own = None if visual is None else visual[batch]
+                return await self._batch(call, numbers[batch], features[batch], own)
+
         batches = [slice(begin, begin + size) for begin in range(0, len(numbers), size)]
-        tasks = [
-            asyncio.create_task(
-                self._batch(call, numbers[batch], features[batch], None if visual is None else visual[batch])
-            )
-            for batch in batches
-        ]
+        tasks = [asyncio.create_task(work(batch)) for batch in batches]
         try:
             done = await asyncio.gather(*tasks)
         finally:
@@ -104,9 +111,10 @@ class Compositor:
         ]
 
     def _check_composite(
-        self, tenant: Tenant, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None
+        self, call: Call, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None
     ) -> None:
         most = self.settings.server.max_frames
+        manifest, limit_mb = call.tenant.manifest, self.settings.server.max_message_mb
         if not 1 <= len(numbers) <= most:
             raise InvalidInput(f"{len(numbers)} frames asked for: one call makes 1 to {most}", field="frames")
         if len(features) != len(numbers):
@@ -118,8 +126,14 @@ class Compositor:
                 f"{len(numbers)} frames but visual tensors for {len(visual)}: give as many of both",
                 field="visual_frames",
             )
+        if call.output.raw and len(numbers) * manifest.width * manifest.height * 3 > limit_mb << 20:
+            raise InvalidInput(
+                f"{len(numbers)} raw frames of {manifest.width}x{manifest.height} are more than {limit_mb} MiB: "
+                "ask for fewer, or use Generate",
+                field="output.format",
+            )
         for number in numbers:
-            tenant.check_frame(number)
+            call.tenant.check_frame(number)
 
     async def generate(
         self, call: Call, samples: Samples, rate: int, start: int = 0, fps: int = 0
@@ -180,23 +194,20 @@ class Compositor:
             with call.stages.measure("features_s"):
                 last = begin + step >= len(samples)
                 windows = await self._in_pool(_advance, stream, samples[begin : begin + step], last)
-                if len(windows):
-                    deadline = self._step_deadline(call)
-                    stream.put_embeddings(
-                        await self._resident(
-                            encoder,
-                            call,
-                            deadline,
-                            lambda: self._triton.embeddings(encoder, windows, deadline),  # noqa: B023
-                        )
-                    )
-                features = stream.take_features()
+            if len(windows):
+                stream.put_embeddings(await self._embeddings(call, encoder, windows))
+            features = stream.take_features()
             if len(features):
                 yield features
 
+    async def _embeddings(self, call: Call, encoder: str, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        deadline = self._step_deadline(call)
+        return await self._resident(
+            encoder, call, deadline, "features_s", lambda: self._triton.embeddings(encoder, windows, deadline)
+        )
+
     def _step_deadline(self, call: Call) -> Deadline:
-        """The call's own deadline, but no step of it waits longer than the service's default."""
-        return min(call.deadline, Deadline.after(self.settings.server.timeout_s), key=lambda deadline: deadline.at_s)
+        return call.step_deadline(self.settings.server.timeout_s)
 
     def _batch_size(self, tenant: Tenant) -> int:
         return min(tenant.manifest.max_batch_size, self.settings.triton.slot_frames)
@@ -221,34 +232,42 @@ class Compositor:
         if visual is not None:
             model = tenant.name + RAW_SUFFIX
             predictions = await self._resident(
-                model, call, deadline, lambda: self._triton.predictions(model, visual, features, deadline)
+                model,
+                call,
+                deadline,
+                "inference_s",
+                lambda: self._triton.predictions(model, visual, features, deadline),
             )
-            crops = [
-                set_prediction(tenant.crop(number), prediction)
-                for number, prediction in zip(numbers, predictions, strict=True)
-            ]
-            return Mouths(np.stack(crops), lambda: None)
+            crops = await self._in_pool(_set_predictions, tenant, numbers, predictions)
+            return Mouths(crops, lambda: None)
         subject: NDArray[np.int32] | NDArray[np.uint8] = (
             np.array(numbers, np.int32)
             if tenant.manifest.crops == "resident"
-            else np.stack([tenant.crop(number) for number in numbers])
+            else await self._in_pool(_crops, tenant, numbers)
         )
-        with call.stages.measure("inference_s"):
-            return await self._resident(
-                tenant.name, call, deadline, lambda: self._triton.mouths(tenant.name, subject, features, deadline)
-            )
+        return await self._resident(
+            tenant.name,
+            call,
+            deadline,
+            "inference_s",
+            lambda: self._triton.mouths(tenant.name, subject, features, deadline),
+        )
 
     async def _resident(
-        self, model: str, call: Call, deadline: Deadline, request: Callable[[], Awaitable[Answer]]
+        self, model: str, call: Call, deadline: Deadline, stage: str, request: Callable[[], Awaitable[Answer]]
     ) -> Answer:
-        """A request to a model that may have to be loaded first, or again: Triton may have been restarted."""
+        """A request to a model that may have to be loaded first, or again: Triton may have been restarted.
+
+        The request's time counts for `stage`, the wait for the load for its own.
+        """
         give_up = Deadline.after(self.settings.triton.restart_wait_s)
         while True:
             try:
                 if model not in self._residency:
                     with call.stages.measure("load_s"):
                         await asyncio.wait_for(self._residency.ensure(model), deadline.remaining_s())
-                return await request()
+                with call.stages.measure(stage):
+                    return await request()
             except asyncio.TimeoutError as error:
                 raise DeadlinePassed(f"{model!r} was not loaded before the deadline") from error
             except ModelNotLoaded:
@@ -288,3 +307,12 @@ def _advance(stream: FeatureStream, samples: Samples, last: bool) -> NDArray[np.
 
 def _render_all(call: Call, numbers: Sequence[int], crops: NDArray[np.uint8]) -> list[Rendered]:
     return [render(call.tenant, number, crop, call.output) for number, crop in zip(numbers, crops, strict=True)]
+
+
+def _crops(tenant: Tenant, numbers: Sequence[int]) -> NDArray[np.uint8]:
+    return np.stack([tenant.crop(number) for number in numbers])
+
+
+def _set_predictions(tenant: Tenant, numbers: Sequence[int], predictions: NDArray[np.float32]) -> NDArray[np.uint8]:
+    pairs = zip(numbers, predictions, strict=True)
+    return np.stack([set_prediction(tenant.crop(number), prediction) for number, prediction in pairs])

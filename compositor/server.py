@@ -51,11 +51,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     # Frames are the unit of parallelism; OpenCV's own threads would only compete with them.
     cv2.setNumThreads(1)
     threads = settings.server.threads or os.cpu_count() or 1
-    triton = Triton(settings.triton)
-    residency = Residency(triton)
-    with ThreadPoolExecutor(threads, thread_name_prefix="render") as pool:
-        compositor = Compositor(settings, triton, residency, pool)
-        server = _server(settings, compositor)
+    async with contextlib.AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="render"))
+        triton = Triton(settings.triton)
+        stack.push_async_callback(triton.close)
+        residency = Residency(triton)
+        stack.push_async_callback(residency.close)
+        server = _server(settings, Compositor(settings, triton, residency, pool))
         servicer = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 
@@ -77,9 +79,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             watching.cancel()
             await server.stop(settings.server.drain_s)
             await asyncio.gather(watching, return_exceptions=True)
-            await residency.close()
-            await triton.close()
-            log.info("stopped")
+    log.info("stopped")
 
 
 def _server(settings: Settings, compositor: Compositor) -> grpc.aio.Server:

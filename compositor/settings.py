@@ -43,8 +43,9 @@ class ServerSettings(Section):
         60,
         gt=0,
         le=3600,
-        description="Time for a call whose caller sets no deadline; for a stream, for its next frames.",
+        description="Where the caller sets no deadline: longest wait for a batch of frames, loading included.",
     )
+    max_calls: int = Field(256, ge=1, le=10_000, description="Most calls at once; more are told to come back later.")
     drain_s: float = Field(
         10, ge=0, le=600, description="Time that running calls get to finish when the service stops."
     )
@@ -54,7 +55,9 @@ class TritonSettings(Section):
     """The Triton Inference Server that the compositor asks."""
 
     endpoint: str = Field("127.0.0.1:8001", pattern=r"^[^\s/]+:\d+$", description="Triton's gRPC address, host:port.")
-    timeout_s: float = Field(10, gt=0, le=600, description="Longest wait for one inference.")
+    timeout_s: float = Field(
+        10, gt=0, le=600, description="How long after its caller has gone a request's answer is still awaited."
+    )
     load_timeout_s: float = Field(120, gt=0, le=3600, description="Longest wait for a model to load.")
     restart_wait_s: float = Field(
         15, ge=0, le=600, description="How long a request waits for a Triton that cannot be reached, before it fails."

@@ -6,7 +6,6 @@ process, nothing stays in /dev/shm.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import mmap
 import os
@@ -20,14 +19,14 @@ _DIRECTORY = Path("/dev/shm")
 
 
 class Region:
-    """`slots` pieces of `slot_bytes` each. One that is not released is never used again; `in_doubt` counts those."""
+    """`slots` pieces of `slot_bytes` each; `free` holds the numbers of those that nobody uses."""
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
         """Reserves the memory. Raises OSError where /dev/shm is missing or too small."""
         self.name = f"lipsync-{os.getpid()}-{secrets.token_hex(6)}"
         self.slot_bytes = slot_bytes
         self.size = slots * slot_bytes
-        self.in_doubt = 0
+        self.free = list(range(slots))
         path = _DIRECTORY / self.name
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
@@ -39,9 +38,6 @@ class Region:
             raise
         finally:
             os.close(descriptor)
-        self._free: asyncio.LifoQueue[int] = asyncio.LifoQueue()
-        for slot in range(slots):
-            self._free.put_nowait(slot)
 
     @property
     def key(self) -> str:
@@ -52,13 +48,6 @@ class Region:
         """Removes the name; the memory lives on with those who mapped it."""
         with contextlib.suppress(FileNotFoundError):
             (_DIRECTORY / self.name).unlink()
-
-    async def acquire(self) -> int:
-        """Waits for a free slot and takes it."""
-        return await self._free.get()
-
-    def release(self, slot: int) -> None:
-        self._free.put_nowait(slot)
 
     def offset(self, slot: int) -> int:
         return slot * self.slot_bytes

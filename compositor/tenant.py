@@ -27,6 +27,8 @@ FORMAT = 1
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 AUDIO_ENCODER = "audio_encoder"
+RAW_SUFFIX = ".raw"
+"""A tenant's uploaded graph is served as `<tenant>.raw`; no tenant can be called so."""
 MANIFEST, INDEX, SCANS, PATCHES, CUTS, CROPS, MODEL = (
     "manifest.json",
     "index.npy",

@@ -109,8 +109,8 @@ def triton_home() -> Path:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with an encoder and the tenants `avatar` (drawn, follows loudness), `plain` (does nothing),
-    `sent` (crops sent with each request) and `nan` (predicts NaN for loud audio only)."""
+    """A model repository with an encoder and the tenants `avatar` (drawn, follows loudness), `plain` (does nothing)
+    and `sent` (the same, its crops sent with each request)."""
     root = tmp_path_factory.mktemp("repository")
     sources = tmp_path_factory.mktemp("sources")
     encoder = sources / "encoder.onnx"

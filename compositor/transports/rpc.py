@@ -18,9 +18,11 @@ from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from .. import pcm
+from ..audio import SAMPLE_RATE
 from ..call import Call, Frame, Stages
 from ..deadline import Deadline
-from ..errors import InvalidInput, LipsyncError
+from ..errors import InvalidInput, LipsyncError, Overloaded
+from ..features import MAX_FPS
 from ..geometry import ping_pong
 from ..pipeline import FEATURE_SHAPE, VISUAL_SHAPE, Compositor, Samples
 from ..proto import lipsync_v1_pb2 as pb
@@ -79,16 +81,17 @@ class LipsyncService(pb_grpc.LipsyncServicer):
 
     def __init__(self, compositor: Compositor) -> None:
         self._compositor = compositor
+        self._calls = 0
 
     async def Composite(self, request: pb.CompositeRequest, context: _Context) -> pb.CompositeResponse:  # noqa: N802
         """1 to 50 frames in one reply."""
         begin = time.perf_counter()
-        async with _reporting(context):
+        async with _reporting(context), self._counted():
             call = await self._call(request.tenant, request.output, context)
             numbers, features = await self._frames_and_features(call, request)
             visual = None
             if request.visual_frames:
-                visual = _floats(request.visual_frames, VISUAL_SHAPE, "visual_frames")
+                visual = await asyncio.to_thread(_floats, request.visual_frames, VISUAL_SHAPE, "visual_frames")
             frames = await self._compositor.composite(call, numbers, features, visual)
             return pb.CompositeResponse(
                 frames=[_frame(frame, call.tenant) for frame in frames], stages=_stages(call.stages, begin)
@@ -100,11 +103,13 @@ class LipsyncService(pb_grpc.LipsyncServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Speech in, its frames as a stream, then one summary."""
         begin = time.perf_counter()
-        async with _reporting(context):
+        async with _reporting(context), self._counted():
             call = await self._call(request.tenant, request.output, context)
             fps = request.fps or call.tenant.manifest.fps
-            if not 1 <= fps <= 60:
-                raise InvalidInput(f"fps {fps} is out of range: use 1 to 60, or 0 for the tenant's own", field="fps")
+            if not 1 <= fps <= MAX_FPS:
+                raise InvalidInput(
+                    f"fps {fps} is out of range: use 1 to {MAX_FPS}, or 0 for the tenant's own", field="fps"
+                )
             samples, rate = await self._speech(request.speech)
             count = 0
             frames = self._compositor.generate(call, samples, rate, request.start, fps)
@@ -115,15 +120,25 @@ class LipsyncService(pb_grpc.LipsyncServicer):
             summary = pb.Summary(frames=count, fps=fps, stages=_stages(call.stages, begin))
             yield pb.GenerateResponse(summary=summary)
 
+    @contextlib.asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        most = self._compositor.settings.server.max_calls
+        if self._calls >= most:
+            raise Overloaded(f"{most} calls are being served already", retry_after_s=1)
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
     async def _call(self, tenant: str, output: pb.Output, context: _Context) -> Call:
         stages = Stages()
         remaining_s = context.time_remaining()
-        # Without a deadline of the caller's every step is bounded by the setting `server.timeout_s` all the same.
-        deadline = Deadline.after(remaining_s if remaining_s is not None else 24 * 3600)
+        deadline = None if remaining_s is None else Deadline.after(remaining_s)
         wanted = Output(raw=output.format == pb.Output.BGR24, quality=output.quality)
         if output.format not in pb.Output.Format.values():
             raise InvalidInput(f"format {output.format} is unknown: use JPEG or BGR24", field="output.format")
-        return Call(await self._compositor.open(tenant, stages), wanted, deadline, stages)
+        return Call(await self._compositor.open(tenant, stages), wanted, stages, deadline)
 
     async def _frames_and_features(
         self, call: Call, request: pb.CompositeRequest
@@ -136,7 +151,7 @@ class LipsyncService(pb_grpc.LipsyncServicer):
         if explicit and not numbers:
             raise InvalidInput("no frames asked for: one call makes 1 to 50", field="numbers")
         if audio == "features":
-            features = _floats(request.features, FEATURE_SHAPE, "features")
+            features = await asyncio.to_thread(_floats, request.features, FEATURE_SHAPE, "features")
         else:
             samples, rate = await self._speech(request.speech)
             self._check_length(call, len(samples), rate)
@@ -170,6 +185,8 @@ class LipsyncService(pb_grpc.LipsyncServicer):
                 f"encoding {speech.encoding} is unknown: use PCM16, FLOAT32 or WAV", field="speech.encoding"
             )
         pcm.check_rate(rate)
+        if len(samples) * SAMPLE_RATE < rate:
+            raise InvalidInput("the speech is shorter than one sample at 16 kHz", field="speech")
         most_s = self._compositor.settings.server.max_audio_s
         if len(samples) > most_s * rate:
             raise InvalidInput(

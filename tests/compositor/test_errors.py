@@ -46,7 +46,8 @@ def test_the_table_of_statuses() -> None:
         errors.InferenceFailed: "INTERNAL",
         errors.LipsyncError: "INTERNAL",
         inference.ModelNotLoaded: "INTERNAL",
-        inference.RegionLost: "INTERNAL",
+        inference.RegionLost: "UNAVAILABLE",
+        inference.NoAnswer: "DEADLINE_EXCEEDED",
         jpeg.LibraryMissing: "INTERNAL",
     }
     assert {kind: kind.status.value for kind in every_error()} == table

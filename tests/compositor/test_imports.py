@@ -12,7 +12,19 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "compositor"
 LAYERS = [
     ["errors", "geometry", "deadline", "settings", "proto"],
-    ["pcm", "audio", "features", "jpeg", "blending", "tenant", "tenants", "rendering", "shared_memory", "inference"],
+    [
+        "pcm",
+        "audio",
+        "features",
+        "jpeg",
+        "blending",
+        "tenant",
+        "tenants",
+        "rendering",
+        "shared_memory",
+        "slots",
+        "inference",
+    ],
     ["call", "residency", "pipeline"],
     ["session"],
     ["transports", "health", "metrics", "auth"],
@@ -145,4 +157,4 @@ def test_only_settings_reads_the_environment(module: str) -> None:
 def test_jpeg_touches_one_variable() -> None:
     lines = modules()["jpeg"].read_text(encoding="utf-8").splitlines()
     used = {lines[number - 1].strip() for number in uses("jpeg", "environ")}
-    assert used == {'os.environ["TJ_RESTART"] = f"{interval}B"'}
+    assert used == {'os.environ["TJ_RESTART"] = f"{interval}B"', 'os.environ.setdefault("TJ_RESTART", "0B")'}

@@ -10,8 +10,9 @@ from tritonclient.utils import InferenceServerException
 
 from compositor.deadline import Deadline
 from compositor.errors import DeadlinePassed, InferenceFailed, LipsyncError, Overloaded, TenantBroken, TritonUnavailable
-from compositor.inference import ModelNotLoaded, RegionLost, Triton, translate
+from compositor.inference import ModelNotLoaded, NoAnswer, RegionLost, Triton, translate
 from compositor.settings import TritonSettings
+from compositor.slots import MOST_REGIONS
 
 
 @pytest.mark.parametrize(
@@ -21,10 +22,12 @@ from compositor.settings import TritonSettings
         ("NOT_FOUND", "Request for unknown model: 'x' has no available versions", ModelNotLoaded),
         ("UNAVAILABLE", "Request for unknown model: 'x' version 1 is not at ready state", ModelNotLoaded),
         ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded),
-        ("UNAVAILABLE", "Request timeout expired", DeadlinePassed),
+        ("UNAVAILABLE", "Request timeout expired", Overloaded),
         ("UNAVAILABLE", "failed to connect to all addresses", TritonUnavailable),
         ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", InferenceFailed),
-        ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlinePassed),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", NoAnswer),
+        ("CANCELLED", "Locally cancelled", NoAnswer),
+        ("INTERNAL", "use the --shm-size flag to control the shared memory region size", InferenceFailed),
         ("INVALID_ARGUMENT", "Unable to find shared memory region: 'lipsync-1'", RegionLost),
         ("INTERNAL", "onnxruntime execute failure", InferenceFailed),
     ],
@@ -107,13 +110,72 @@ async def test_a_caller_that_goes_away_frees_its_slot_only_after_the_answer(monk
         (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
 
 
-async def test_a_region_that_triton_lost_is_mapped_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    lost = InferenceServerException("Unable to find shared memory region: 'x'", "StatusCode.INVALID_ARGUMENT")
-    wire = Wire(GOOD, lost, GOOD)
-    triton = triton_with(monkeypatch, wire)
-    for _ in range(2):
+LOST = InferenceServerException("Unable to find shared memory region: 'x'", "StatusCode.INVALID_ARGUMENT")
+GONE = InferenceServerException("failed to connect", "StatusCode.UNAVAILABLE")
+LATE = InferenceServerException("Request timeout expired", "StatusCode.UNAVAILABLE")
+SILENT = InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize("answer", [LOST, GONE])
+async def test_a_restarted_triton_maps_one_new_region_however_many_ask(
+    monkeypatch: pytest.MonkeyPatch, answer: InferenceServerException
+) -> None:
+    wire = Wire(*[GOOD] * 4, *[answer] * 4, *[GOOD] * 4)
+    triton = triton_with(monkeypatch, wire, slots=4)
+
+    async def ask() -> None:
         (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
-    assert len(set(wire.regions)) == 2
+
+    for _ in range(4):
+        await ask()
+    results = await asyncio.gather(*(ask() for _ in range(4)), return_exceptions=True)
+    assert all(isinstance(result, TritonUnavailable) for result in results)
+    await asyncio.gather(*(ask() for _ in range(4)))
+    assert len(wire.regions) == 2
+
+
+async def test_whoever_waits_for_a_slot_goes_on_when_triton_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(GONE, GONE, *[GOOD] * 6)
+    triton = triton_with(monkeypatch, wire)
+    wire.go.clear()
+
+    async def ask() -> bool:
+        try:
+            (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+        except TritonUnavailable:
+            return False
+        return True
+
+    asking = [asyncio.create_task(ask()) for _ in range(8)]
+    await asyncio.sleep(0)
+    wire.go.set()
+    assert sorted(await asyncio.gather(*asking)) == [False] * 2 + [True] * 6
+
+
+async def test_requests_that_triton_refused_cost_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(*[LATE] * 40, GOOD)
+    triton = triton_with(monkeypatch, wire)
+    for _ in range(40):
+        with pytest.raises(Overloaded):
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    assert len(wire.regions) == 1
+
+
+async def test_answers_that_never_come_cost_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = Answer(finite=np.array([[True]]), mouth=np.zeros((1, 328, 328, 3), np.uint8))
+    wire = Wire(*[SILENT] * 40, *[tensors] * 3, GONE, GOOD)
+    triton = triton_with(monkeypatch, wire)
+    for _ in range(40):
+        with pytest.raises(DeadlinePassed):
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    assert len(wire.regions) == MOST_REGIONS
+    for _ in range(3):
+        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+    with pytest.raises(TritonUnavailable):
+        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    assert len(wire.regions) == MOST_REGIONS + 1
 
 
 @pytest.mark.parametrize(
@@ -136,14 +198,13 @@ async def test_a_bad_answer_gives_its_slot_back(
 
 
 async def test_an_answer_that_never_came_keeps_its_slot_out_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    timeout = InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED")
-    wire = Wire(timeout, GOOD, GOOD)
+    wire = Wire(SILENT, *[GOOD] * 3)
     triton = triton_with(monkeypatch, wire, slots=4)
     with pytest.raises(DeadlinePassed):
         await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
-    first = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
-    second = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
-    assert not np.shares_memory(first.crops, second.crops)
+    held = [await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5)) for _ in range(3)]
+    addresses = {mouths.crops.__array_interface__["data"][0] for mouths in held}
+    assert len(addresses) == 3
     assert len(wire.regions) == 1
 
 

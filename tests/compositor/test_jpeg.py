@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -87,6 +88,29 @@ def test_threads_of_mixed_restart_intervals_do_not_disturb_each_other() -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(spliced_as_expected, range(1200)))
+
+
+def test_no_restart_interval_starves_another() -> None:
+    image = picture(64, 48)
+    counts = {4: 0, 2: 0}
+    stop = threading.Event()
+
+    def loop(interval: int) -> None:
+        while not stop.is_set():
+            jpeg.encode(image, Encoding(75, Subsampling.S420, interval))
+            counts[interval] += 1
+
+    threads = [threading.Thread(target=loop, args=(interval,)) for interval in (4, 4, 2)]
+    for thread in threads:
+        thread.start()
+    try:
+        while counts[4] < 2000 and counts[2] < 2000:
+            stop.wait(0.01)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert min(counts.values()) > 300
 
 
 def test_a_prepared_frame_is_the_full_encode() -> None:

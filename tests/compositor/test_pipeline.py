@@ -30,6 +30,7 @@ class FakeTriton:
     def __init__(self, repository: Path) -> None:
         self.tenants = {name: Tenant(repository, name) for name in ("plain", "sent")}
         self.loads: list[str] = []
+        self.unloads: list[str] = []
         self.batches: list[int] = []
         self.held = 0
         self.most_held = 0
@@ -43,6 +44,9 @@ class FakeTriton:
         self.loads.append(model)
         if model in self.load_failures:
             raise self.load_failures[model]
+
+    async def unload(self, model: str) -> None:
+        self.unloads.append(model)
 
     async def embeddings(self, encoder: str, windows: NDArray[np.float32], deadline: Deadline) -> NDArray[np.float32]:
         return np.zeros((len(windows), 512), np.float32)
@@ -80,7 +84,7 @@ def compositor(repository: Path, triton: FakeTriton) -> Iterator[Compositor]:
 
 async def call(compositor: Compositor, tenant: str = "plain", seconds: float = 30) -> Call:
     stages = Stages()
-    return Call(await compositor.open(tenant, stages), Output(), Deadline.after(seconds), stages)
+    return Call(await compositor.open(tenant, stages), Output(), stages, Deadline.after(seconds))
 
 
 def features(count: int) -> NDArray[np.float32]:

@@ -15,12 +15,23 @@ class Loads:
         self.loaded: list[str] = []
         self.go = asyncio.Event()
         self.failure: Exception | None = None
+        self.unloaded: list[str] = []
+        self.under_way = 0
+        self.most_under_way = 0
 
     async def load(self, model: str) -> None:
         self.loaded.append(model)
-        await self.go.wait()
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await self.go.wait()
+        finally:
+            self.under_way -= 1
         if self.failure:
             raise self.failure
+
+    async def unload(self, model: str) -> None:
+        self.unloaded.append(model)
 
 
 async def test_a_hundred_misses_make_one_load() -> None:
@@ -81,3 +92,35 @@ async def test_closing_ends_loads_under_way() -> None:
     await residency.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_model_replaced_while_it_loads_is_loaded_anew_after_that() -> None:
+    loads = Loads()
+    residency = Residency(loads)
+    old = asyncio.create_task(residency.ensure("a"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    residency.forget("a")
+    new = asyncio.create_task(residency.ensure("a"))
+    await asyncio.sleep(0)
+    residency.forget("a")
+    newest = asyncio.create_task(residency.ensure("a"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert loads.loaded == ["a"]
+    loads.go.set()
+    await asyncio.gather(old, new, newest)
+    assert loads.loaded == ["a", "a", "a"]
+    assert loads.most_under_way == 1
+    assert "a" in residency
+
+
+async def test_dropping_unloads_what_was_loaded_from_here() -> None:
+    loads = Loads()
+    loads.go.set()
+    residency = Residency(loads)
+    await residency.ensure("a")
+    await residency.drop("a")
+    await residency.drop("b")
+    assert loads.unloaded == ["a"]
+    assert "a" not in residency

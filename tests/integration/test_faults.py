@@ -15,6 +15,8 @@ import grpc
 import numpy as np
 import onnx
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -111,30 +113,36 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_triton_killed_under_load_costs_no_request(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
-    expected = ask(small_stub, "one"), ask(small_stub, "two")
+@pytest.mark.parametrize("slots", [2, 16])
+def test_triton_killed_under_load_costs_no_request(small: Stack, slots: int) -> None:
+    values = small.service.settings.model_dump()
+    values["triton"]["slots"] = slots
+    service = ServiceThread(Settings.model_validate(values))
+    service.start()
     stop = threading.Event()
     answers: list[bool] = []
 
-    def load(number: int) -> None:
-        while not stop.is_set():
-            answers.append(ask(small_stub, ("one", "two")[number % 2]) == expected[number % 2])
+    def load(tenant: str) -> None:
+        for stub in connect(service.address):
+            expected = ask(stub, tenant)
+            while not stop.is_set():
+                answers.append(ask(stub, tenant) == expected)
 
-    threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=load, args=(("one", "two")[number % 2],)) for number in range(8)]
     for thread in threads:
         thread.start()
     try:
-        pid = small.triton.pid
-        assert pid is not None
-        wait_for(lambda: len(answers) > 20)
-        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(answers) > 40)
+        assert small.triton.pid is not None
+        os.kill(small.triton.pid, signal.SIGKILL)
         wait_for(lambda: small.triton.restarts == 1)
         before = len(answers)
-        wait_for(lambda: len(answers) > before + 20)
+        wait_for(lambda: len(answers) > before + 80)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
+        service.stop()
     assert all(answers)
 
 
@@ -165,6 +173,7 @@ def test_a_removed_tenant_is_gone_and_a_new_one_of_its_name_is_the_new_one(
     old = ask(small_stub, "one")
     remove_tenant(small.repository, "one")
     assert refused(small_stub, "one")[0] == "NOT_FOUND"
+    wait_for(lambda: "one" not in small.triton.resident)
     source = write_small_source(tmp_path / "other", architecture.do_nothing(), frames=4, seed=7)
     add_tenant(small.repository, "one", open_source(source), Choices(idle="background"), Serving(threads=1), silent)
     new = ask(small_stub, "one")
@@ -240,6 +249,11 @@ def test_no_triton_is_unavailable_with_a_hint_when_to_retry(small: Stack) -> Non
             code, words = refused(stub, "one")
             assert code == "UNAVAILABLE"
             assert "Triton cannot be reached" in words
+            with pytest.raises(grpc.RpcError) as caught:
+                ask(stub, "one")
+            retry = error_details_pb2.RetryInfo()
+            assert any(detail.Unpack(retry) for detail in rpc_status.from_call(caught.value).details)
+            assert retry.retry_delay.ToMilliseconds() > 0
     finally:
         service.stop()
 

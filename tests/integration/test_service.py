@@ -232,6 +232,12 @@ BAD_COMPOSITES: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("odd PCM", {"start": 0, "speech": pb.Speech(data=b"\0" * 3201)}, "INVALID_ARGUMENT", "3201 bytes"),
     (
+        "a sample too short",
+        {"start": 0, "speech": pb.Speech(data=b"\0\0", sample_rate=48_000)},
+        "INVALID_ARGUMENT",
+        "shorter than one sample",
+    ),
+    (
         "a long speech",
         {"start": 0, "speech": pb.Speech(data=bytes(16_000 * 2 * 3))},
         "INVALID_ARGUMENT",
@@ -267,6 +273,7 @@ BAD_SPEECHES: list[tuple[str, pb.GenerateRequest, str]] = [
     ),
     ("strange rate", pb.GenerateRequest(speech=pb.Speech(data=b"\0" * 1000, sample_rate=7)), "7"),
     ("many channels", pb.GenerateRequest(speech=pb.Speech(data=b"\0" * 1200, channels=6)), "channels"),
+    ("one sample", pb.GenerateRequest(speech=pb.Speech(data=b"\0\0", sample_rate=48_000)), "shorter than one sample"),
     ("61 fps", pb.GenerateRequest(speech=pb.Speech(data=b"\0" * 1000), fps=61), "fps 61"),
     ("an hour", pb.GenerateRequest(speech=pb.Speech(data=bytes(8000 * 2 * 601), sample_rate=8000)), "600 s"),
 ]

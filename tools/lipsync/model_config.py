@@ -14,8 +14,8 @@ ENCODER_BATCH = 32
 RAW_BATCH = 4
 QUEUE = 64
 """Requests that wait for one model before Triton refuses more."""
-QUEUE_TIMEOUT_US = 10_000_000
-"""Default time in the queue; a request's own, shorter timeout takes its place."""
+QUEUE_TIMEOUT_US = 300_000_000
+"""Longest time in the queue; each request of the compositor carries its own, shorter timeout."""
 
 
 def tenant_config(name: str, mode: CropsMode, max_batch_size: int, kind: Kind, threads: int) -> str:

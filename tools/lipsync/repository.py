@@ -22,8 +22,6 @@ from .preparation import Choices, Graph, Report, prepare
 from .sources import Source
 from .staging import install, remove, staging
 
-RAW_SUFFIX = ".raw"
-"""A tenant's uploaded graph is served as `<tenant>.raw`; no tenant can be called so."""
 RAW_TENSORS = ("visual", "audio", "output")
 
 
@@ -68,7 +66,7 @@ def add_tenant(
     _check_space(repository, source, graph)
     encoder = repository / choices.encoder / "1" / files.MODEL
     with staging(repository, name) as folder:
-        built, raw = folder / name, folder / (name + RAW_SUFFIX)
+        built, raw = folder / name, folder / (name + files.RAW_SUFFIX)
         for model in (built, raw):
             (model / "1").mkdir(parents=True)
         manifest = prepare(built / "1", name, source, graph, encoder, choices, report)
@@ -99,7 +97,7 @@ def remove_tenant(repository: Path, name: str) -> None:
     check_name(name)
     if not is_tenant(repository / name):
         raise TenantNotFound(f"no tenant named {name!r} is installed in {repository}", field="tenant")
-    remove(repository, [model for model in (name, name + RAW_SUFFIX) if (repository / model).exists()])
+    remove(repository, [model for model in (name, name + files.RAW_SUFFIX) if (repository / model).exists()])
 
 
 def is_tenant(directory: Path) -> bool:
@@ -111,7 +109,7 @@ def disk_bytes(repository: Path, name: str) -> int:
     """Bytes that a tenant takes on disk, its raw model included."""
     return sum(
         path.stat().st_size
-        for model in (name, name + RAW_SUFFIX)
+        for model in (name, name + files.RAW_SUFFIX)
         for path in (repository / model).rglob("*")
         if path.is_file()
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lipsync.triton_processes import session_members
 
@@ -19,11 +20,13 @@ Step = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that something took: on the wall, of this process's CPU (all threads), and of the server's CPU."""
+    """Seconds that a unit of work took: on the wall, of this process's CPU (all threads), and of the server's CPU. And
+    what the slowest call of the round took on the wall, whatever its units."""
 
     wall_s: float
     cpu_s: float
     server_cpu_s: float = 0.0
+    slowest_call_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,15 @@ class Clock:
     def cost(self, contestant: Contestant) -> Cost:
         """The cost of one unit of work, averaged over one round."""
         server = self._server_s()
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, moments = time.process_time(), [time.perf_counter()]
         for _ in range(contestant.calls):
             contestant.run()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            moments.append(time.perf_counter())
+        cpu = time.process_time() - cpu
+        server = self._server_s() - server
         units = contestant.calls * contestant.units
-        return Cost(wall / units, cpu / units, (self._server_s() - server) / units)
+        slowest = max(end - begin for begin, end in pairwise(moments))
+        return Cost((moments[-1] - moments[0]) / units, cpu / units, server / units, slowest)
 
     def _server_s(self) -> float:
         return sum(time.clock_gettime(clock) for clock in self._clocks)
@@ -72,6 +78,9 @@ class Rounds:
 
     def server_cpu_s(self, name: str) -> Spread:
         return Spread.of(cost.server_cpu_s for cost in self.costs[name])
+
+    def slowest_call_s(self, name: str) -> Spread:
+        return Spread.of(cost.slowest_call_s for cost in self.costs[name])
 
     def wall_ratio(self, dividend: str, divisor: str) -> Spread:
         return ratios([cost.wall_s for cost in self.costs[dividend]], [cost.wall_s for cost in self.costs[divisor]])

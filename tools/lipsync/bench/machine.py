@@ -48,6 +48,8 @@ def libjpeg_turbo_version() -> str:
 def commit() -> str:
     """The checkout's commit, `+` behind it where files differ; `unknown` outside of a checkout."""
     root = Path(__file__).parents[3]
+    if not (root / "pyproject.toml").is_file():
+        return "unknown"
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD").strip()
         changed = _git(root, "status", "--porcelain", "--untracked-files=normal").strip()

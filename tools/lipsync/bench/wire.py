@@ -20,11 +20,11 @@ from tritonclient.utils import InferenceServerException
 from compositor.blending import CROP_SIZE, ROI_BORDER, ROI_SIZE, Pixels
 from compositor.errors import InferenceFailed, LipsyncError
 from compositor.shared_memory import Region
-from compositor.tenant import Tenant
+from compositor.tenant import RAW_SUFFIX, Tenant
 from lipsync import architecture
 from lipsync.fusing import MASK
 from lipsync.preparation import Choices
-from lipsync.repository import RAW_SUFFIX, Serving, add_tenant
+from lipsync.repository import Serving, add_tenant
 from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton
 
@@ -50,7 +50,7 @@ class Sizes:
     """How much is measured: frames a batch, rounds, and calls of the fast contestants in a round."""
 
     batch: int = 24
-    rounds: int = 15
+    rounds: int = 21
     calls: int = 8
     width: int = 640
     height: int = 360
@@ -205,6 +205,7 @@ def _figures(measured: Rounds) -> Iterator[Figure]:
         yield Figure("", name, "client CPU", "ms a batch", measured.cpu_s(name).times(1e3))
         yield Figure("", name, "wall", "ms a batch", measured.wall_s(name).times(1e3))
         yield Figure("", name, "Triton CPU", "ms a batch", measured.server_cpu_s(name).times(1e3))
+        yield Figure("", name, "slowest call of a round, wall", "ms", measured.slowest_call_s(name).times(1e3))
 
 
 def _targets(measured: Rounds) -> Iterator[Target]:

@@ -10,13 +10,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lipsync.bench import ceiling
 from lipsync.bench.figures import Report
 from lipsync.bench.part import Part
 from lipsync.bench.parts import PARTS, measure
 from lipsync.bench.report import number, write
 from lipsync.tritonserver import default_home, install
 
-from .console import err, out, progress
+from .console import REPOSITORY, Repository, err, out, progress
 
 app = typer.Typer(no_args_is_help=True, help="Measure the project: a report as JSON, Markdown and a plot.")
 
@@ -54,6 +55,21 @@ for _part in PARTS:
     app.command(_part.name, help=f"{_part.title}.")(_command(_part))
 
 
+@app.command()
+def triton(
+    name: Annotated[str, typer.Argument(metavar="ID", help="The tenant.")],
+    concurrency: Annotated[list[int] | None, typer.Option(min=1, max=64, help="Requests in flight; repeat it.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, max=50, help="Frames a request; default: the most.")] = None,
+    repository: Repository = REPOSITORY,
+    output: Output = OUTPUT,
+    quick: Quick = False,
+) -> None:
+    """Triton's ceiling for one tenant, by NVIDIA's perf_analyzer: its fused and its raw model."""
+    report = _measure([ceiling.part(repository, name, concurrency or [1, 2, 4], batch)], quick=quick)
+    write(output, "triton", report)
+    _tell(report, output / "triton.md")
+
+
 def _measure(parts: Sequence[Part], *, quick: bool) -> Report:
     install(default_home(), err.print)
     with progress() as report:
@@ -69,7 +85,8 @@ def _tell(report: Report, page: Path) -> None:
         for target in part.targets:
             value, limit = (f"{number(it)} {target.unit}" for it in (target.spread.median, target.limit))
             table.add_row(target.what, value, f"{target.bound} {limit}", "met" if target.met else "missed")
-    out.print(table)
+    if table.row_count:
+        out.print(table)
     for part in report.parts:
         if part.failure:
             err.print(Text(f"{part.name} failed: {part.failure}"), soft_wrap=True)
