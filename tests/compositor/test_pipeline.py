@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,14 @@ from numpy.typing import NDArray
 
 from compositor.call import Call, Frame, Stages
 from compositor.deadline import Deadline
-from compositor.errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TritonUnavailable
+from compositor.errors import (
+    DeadlinePassed,
+    EncoderMissing,
+    InvalidInput,
+    TenantBroken,
+    TenantNotFound,
+    TritonUnavailable,
+)
 from compositor.inference import ModelNotLoaded, Mouths
 from compositor.pipeline import BATCHES_AHEAD, Compositor
 from compositor.rendering import Output
@@ -76,10 +84,15 @@ def triton(repository: Path) -> FakeTriton:
 
 
 @pytest.fixture
-def compositor(repository: Path, triton: FakeTriton) -> Iterator[Compositor]:
-    settings = Settings.model_validate({"model_repository": repository, "triton": {"restart_wait_s": 0.5}})
+def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(2) as pool:
-        yield Compositor(settings, triton, Residency(triton), pool)  # type: ignore[arg-type]
+        yield pool
+
+
+@pytest.fixture
+def compositor(repository: Path, triton: FakeTriton, pool: ThreadPoolExecutor) -> Compositor:
+    settings = Settings.model_validate({"model_repository": repository, "triton": {"restart_wait_s": 0.5}})
+    return Compositor(settings, triton, Residency(triton), pool)  # type: ignore[arg-type]
 
 
 async def call(compositor: Compositor, tenant: str = "plain", seconds: float = 30) -> Call:
@@ -213,6 +226,34 @@ async def test_bad_requests_are_refused_before_any_work(
     with pytest.raises(InvalidInput, match=words):
         await compositor.composite(await call(compositor), numbers, features(count))
     assert triton.loads == []
+
+
+async def test_raw_frames_beyond_the_message_limit_are_refused_before_any_work(
+    repository: Path, triton: FakeTriton, pool: ThreadPoolExecutor
+) -> None:
+    settings = Settings.model_validate({"model_repository": repository, "server": {"max_message_mb": 1}})
+    compositor = Compositor(settings, triton, Residency(triton), pool)  # type: ignore[arg-type]
+    tenant = await compositor.open("plain", Stages())
+    raw = Call(tenant, Output(raw=True), Stages())
+    assert len(await compositor.composite(raw, [0] * 4, features(4))) == 4
+    triton.batches.clear()
+    with pytest.raises(InvalidInput, match="5 raw frames of 320x240 are more than 1 MiB"):
+        await compositor.composite(raw, [0] * 5, features(5))
+    assert triton.batches == []
+
+
+async def test_a_removed_tenant_is_unloaded(
+    tmp_path: Path, repository: Path, triton: FakeTriton, pool: ThreadPoolExecutor
+) -> None:
+    shutil.copytree(repository / "plain", tmp_path / "plain")
+    settings = Settings.model_validate({"model_repository": tmp_path})
+    compositor = Compositor(settings, triton, Residency(triton), pool)  # type: ignore[arg-type]
+    await compositor.composite(Call(await compositor.open("plain", Stages()), Output(), Stages()), [0], features(1))
+    shutil.rmtree(tmp_path / "plain")
+    for _ in range(2):
+        with pytest.raises(TenantNotFound):
+            await compositor.open("plain", Stages())
+    assert triton.unloads == ["plain"]
 
 
 async def test_crops_are_sent_for_tenants_that_want_it(compositor: Compositor) -> None:

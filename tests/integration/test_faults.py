@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,31 @@ def test_no_triton_is_unavailable_with_a_hint_when_to_retry(small: Stack) -> Non
             assert retry.retry_delay.ToMilliseconds() > 0
     finally:
         service.stop()
+
+
+def test_more_calls_than_the_limit_are_told_to_come_back(small: Stack, tone: Tone) -> None:
+    values = small.service.settings.model_dump()
+    values["server"]["max_calls"] = 1
+    service = ServiceThread(Settings.model_validate(values))
+    service.start()
+    try:
+        for stub in connect(service.address):
+            speech = pb.Speech(data=(tone(60.0, 16_000) * 32767).astype("<i2").tobytes())
+            stream = stub.Generate(pb.GenerateRequest(tenant="one", speech=speech), timeout=60)
+            next(stream)
+            assert refused(stub, "two") == ("RESOURCE_EXHAUSTED", "1 calls are being served already")
+            stream.cancel()
+            wait_for(partial(serves, stub, "two"))
+    finally:
+        service.stop()
+
+
+def serves(stub: pb_grpc.LipsyncStub, tenant: str) -> bool:
+    try:
+        ask(stub, tenant)
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def test_nothing_stays_in_shared_memory(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
