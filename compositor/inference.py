@@ -256,17 +256,10 @@ class Triton:
         outputs: list[wire.InferRequestedOutput],
         deadline: Deadline,
     ) -> wire.InferResult:
-        """Triton drops the request from its queue at the deadline; its answer is awaited somewhat longer, to know that
-        the request's memory is free again."""
-        remaining_s = max(deadline.at_s - time.monotonic(), 0.001)
+        """The answer is awaited somewhat beyond the deadline, to know that the request's memory is free again."""
+        wait_s = max(deadline.at_s - time.monotonic(), 0) + self._settings.timeout_s
         try:
-            return await self._client.infer(
-                model,
-                inputs,
-                outputs=outputs,
-                timeout=int(remaining_s * 1e6),
-                client_timeout=remaining_s + self._settings.timeout_s,
-            )
+            return await self._client.infer(model, inputs, outputs=outputs, client_timeout=wait_s)
         except InferenceServerException as error:
             raise translate(error) from error
 

@@ -29,10 +29,8 @@ def check_common(config: Any, name: str, batch: int, kind: str, threads: int) ->
     (group,) = config.instance_group
     assert (group.count, triton.ModelInstanceGroup.Kind.Name(group.kind)) == (1, kind)
     assert list(config.version_policy.specific.versions) == [1]
-    queue = config.dynamic_batching.default_queue_policy
-    assert queue.timeout_action == triton.ModelQueuePolicy.REJECT
-    assert queue.allow_timeout_override
-    assert (queue.default_timeout_microseconds, queue.max_queue_size) == (10_000_000, 64)
+    assert config.HasField("dynamic_batching")
+    assert not config.dynamic_batching.HasField("default_queue_policy")
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     values = {key: value.string_value for key, value in config.parameters.items()}
     assert values == {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"}

@@ -155,13 +155,16 @@ def _present(wrapper: _Wrapper, crop: str, visual: str) -> None:
         wrapper.add("Reshape", [wrapper.slice(roi, f"roi_{c}", [3], [c], [c + 1]), shape], f"plane_{c}")
         for c in range(3)
     ]
-    together = wrapper.add("Concat", planes, "roi_planes", axis=1)
-    as_float = wrapper.add("Cast", [together], "roi_float", to=TensorProto.FLOAT)
-    scaled = wrapper.add("Div", [as_float, wrapper.constant("white", np.array(255, np.float32))], "roi_scaled")
-    mask = np.ones((1, 1, ROI_SIZE, ROI_SIZE), np.float32)
-    mask[:, :, MASK[0], MASK[1]] = 0
-    masked = wrapper.add("Mul", [scaled, wrapper.constant("mask", mask)], "roi_masked")
-    wrapper.nodes.append(helper.make_node("Concat", [scaled, masked], [visual], visual + "_node", axis=1))
+    # Masked and joined as bytes: a quarter of the memory traffic of doing it in float32.
+    seen = wrapper.add("Concat", planes, "roi_planes", axis=1)
+    mask = np.ones((1, 1, ROI_SIZE, ROI_SIZE), np.bool_)
+    mask[:, :, MASK[0], MASK[1]] = False
+    nothing = wrapper.constant("nothing", np.array(0, np.uint8))
+    masked = wrapper.add("Where", [wrapper.constant("mask", mask), seen, nothing], "roi_masked")
+    both = wrapper.add("Concat", [seen, masked], "both", axis=1)
+    as_float = wrapper.add("Cast", [both], "both_float", to=TensorProto.FLOAT)
+    white = wrapper.constant("white", np.array(255, np.float32))
+    wrapper.nodes.append(helper.make_node("Div", [as_float, white], [visual], visual + "_node"))
 
 
 def _finish(wrapper: _Wrapper, crop: str, prediction: str) -> None:
