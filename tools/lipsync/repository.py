@@ -30,7 +30,7 @@ class Serving:
     """How Triton runs a model."""
 
     kind: Kind = "auto"
-    threads: int = 2
+    threads: int = 1
 
 
 def free_name(repository: Path, name: str) -> None:

@@ -58,7 +58,12 @@ def add(
         int, typer.Option(min=1, max=50, help="Most frames in one run of the model.")
     ] = TENANT_BATCH,
     kind: Annotated[Kind, typer.Option(help="Where Triton runs the model.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, max=64, help="Threads of a run on a CPU; 0: one a core.")] = 2,
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=0, max=64, help="Threads of a run on a CPU; 0: one a core. More serve one large model faster."
+        ),
+    ] = 1,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Check, prepare and install a tenant. It is live at once; nothing has to be restarted."""
