@@ -55,7 +55,18 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] && [ "$(cat .venv/.stamp-dev 2
         "$python" -m venv .venv
     fi
     say "installing Python packages ($extra): a minute or two, once ..."
-    .venv/bin/python -m pip install --disable-pip-version-check -c requirements.lock -e ".[$extra]" | grep -E '^(Collecting|Installing|Successfully|ERROR)' >&2
+    log=.venv/install.log
+    failed=.venv/.install-failed
+    rm -f "$stamp" "$failed"
+    # A pipe has the status of its last part only, so pip's failure leaves a mark of its own.
+    { .venv/bin/python -m pip install --disable-pip-version-check -c requirements.lock -e ".[$extra]" 2>&1 || : >"$failed"; } |
+        tee "$log" | { grep -E '^(Collecting|Installing|Successfully|ERROR)' || :; } >&2
+    if [ -e "$failed" ]; then
+        rm -f "$failed"
+        say "error: pip could not install the Python packages; run this again once that is mended. $log ends with:"
+        tail -n 15 "$log" >&2
+        exit 1
+    fi
     .venv/bin/python -c 'import compositor, lipsync'
     printf '%s' "$wanted" >"$stamp"
 fi

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import av
@@ -136,4 +139,79 @@ def test_a_wrong_option_is_named(tmp_path: Path) -> None:
     done = lipsync("serve", "-r", tmp_path, "--triton", "foo")
     assert done.returncode == 1
     assert "--triton: triton.endpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_up_ends_when_its_triton_is_gone_for_good(repository: Path, triton_home: Path) -> None:
+    command = [sys.executable, "-m", "lipsync", "up", "-r", str(repository), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert any("listens on port" in line for line in iter(process.stdout.readline, ""))
+            (keeper,) = children(process.pid)
+            os.kill(keeper, signal.SIGKILL)
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert [line for line in said.splitlines() if line.startswith("error: ")] == [
+                "error: Triton ended and could not be started again; its log says why"
+            ]
+            assert "Traceback" not in said
+        finally:
+            process.kill()
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def test_up_refuses_a_repository_that_is_not_there(tmp_path: Path) -> None:
+    done = lipsync("up", "-r", tmp_path / "typo", "--port", "0")
+    assert done.returncode == 1
+    assert f"error: model_repository: {tmp_path / 'typo'} is no directory; create it" in done.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_up_makes_the_default_repository_and_says_that_it_is_empty(triton_home: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lipsync", "up", "--port", "0"]
+    environment = {**os.environ, "LIPSYNC_TRITON_HOME": str(triton_home)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "no tenants yet; add one with `lipsync tenant add`\n"
+            assert any("listens on port" in line for line in iter(process.stdout.readline, ""))
+            assert (tmp_path / "model_repository").is_dir()
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def test_triton_runs_until_it_is_ended(repository: Path, triton_home: Path) -> None:
+    command = [sys.executable, "-m", "lipsync", "triton", "-r", str(repository)]
+    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            addresses = re.fullmatch(r"Triton is ready: gRPC (\S+), HTTP (\S+), metrics (\S+)\n", line)
+            assert addresses is not None
+            with urllib.request.urlopen(f"http://{addresses[2]}/v2/health/ready", timeout=10) as answer:
+                assert answer.status == 200
+            (keeper,) = children(process.pid)
+            process.terminate()
+            _, said = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert "Traceback" not in said
+            assert not Path(f"/proc/{keeper}").exists()
+            with pytest.raises(urllib.error.URLError):
+                urllib.request.urlopen(f"http://{addresses[2]}/v2/health/ready", timeout=10)
+        finally:
+            process.kill()
+
+
+def test_triton_says_what_to_do_about_a_missing_repository(tmp_path: Path) -> None:
+    done = lipsync("triton", "-r", tmp_path / "typo", "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    assert done.returncode == 1
+    assert "is not a directory: create it, or name another (--repository)" in done.stderr
     assert "Traceback" not in done.stderr

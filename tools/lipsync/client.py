@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Protocol
 import av
 import grpc
 import numpy as np
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from compositor import jpeg, pcm
@@ -29,7 +32,11 @@ class Sink(Protocol):
 
     def put(self, frame: pb.Frame) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Completes what was written."""
+
+    def discard(self) -> None:
+        """Gives up; what was there before stays, where that can be."""
 
 
 def speak(address: str, tenant: str, wav: bytes, timeout_s: float | None = None) -> Iterator[pb.GenerateResponse]:
@@ -66,9 +73,11 @@ def receive(
                 _put_all(sink, waiting)
         sink = sink or sink_for(summary.fps)
         _put_all(sink, waiting)
-    finally:
+        sink.close()
+    except BaseException:
         if sink is not None:
-            sink.close()
+            sink.discard()
+        raise
     return summary
 
 
@@ -79,26 +88,54 @@ def _put_all(sink: Sink, frames: list[pb.Frame]) -> None:
 
 
 def _failure(address: str, error: grpc.RpcError) -> LipsyncError:
-    if error.code() is grpc.StatusCode.UNAVAILABLE and rpc_status.from_call(error) is None:
+    status = rpc_status.from_call(error)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and status is None:
         return TritonUnavailable(f"no compositor answers at {address}; start one with `lipsync up`, or use --server")
-    return ServiceFailed(f"{error.code().name}: {error.details()}")
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return ServiceFailed(
+            f"something answers at {address}, but no compositor (is that Triton's port?);"
+            " give the compositor's gRPC address with --server"
+        )
+    wait_s = _retry_after_s(status.details if status is not None else ())
+    hint = "" if wait_s is None else f" (try again in {wait_s:g} s)"
+    return ServiceFailed(f"{error.code().name}: {error.details()}{hint}")
+
+
+def _retry_after_s(details: Iterable[any_pb2.Any]) -> float | None:
+    """When the service says that trying again helps, in seconds."""
+    info = error_details_pb2.RetryInfo()
+    for detail in details:
+        if detail.Unpack(info):
+            return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
+    return None
 
 
 class VideoSink:
-    """An MP4 (or whatever the suffix says) of H.264 and AAC, the speech beside the pictures."""
+    """An MP4 (or whatever the suffix says) of H.264 and AAC, the speech beside the pictures.
+
+    Written beside `path` and renamed once complete. Raises InvalidInput for a format that cannot hold it.
+    """
 
     def __init__(self, path: Path, wav: bytes, fps: int) -> None:
         self._samples, self._rate = pcm.read_wav(wav)
         self._fps = fps
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._container = av.open(path, "w")
-        except (av.FFmpegError, ValueError) as error:
-            raise InvalidInput(f"{path}: cannot be written as a video ({error}); name it such as out.mp4") from error
-        self._video = self._container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "18"})
-        self._video.pix_fmt = "yuv420p"
-        self._audio = self._container.add_stream("aac", rate=self._rate, layout="mono")
+        self._path = path
+        # The muxer goes by the suffix.
+        self._part = path.with_name(f"{path.stem}.part{path.suffix}")
         self._count = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._as_video():
+            self._container = av.open(self._part, "w")
+        try:
+            with self._as_video():
+                self._video = self._container.add_stream(
+                    "libx264", rate=fps, options={"preset": "veryfast", "crf": "18"}
+                )
+                self._video.pix_fmt = "yuv420p"
+                self._audio = self._container.add_stream("aac", rate=self._rate, layout="mono")
+        except BaseException:
+            self.discard()
+            raise
 
     def put(self, frame: pb.Frame) -> None:
         image = jpeg.decode(frame.data)
@@ -109,13 +146,30 @@ class VideoSink:
         picture.pts = self._count
         picture.time_base = Fraction(1, self._fps)
         self._count += 1
-        self._container.mux(self._video.encode(picture))
+        with self._as_video():
+            self._container.mux(self._video.encode(picture))
 
     def close(self) -> None:
-        self._mux_speech()
-        if self._count:
-            self._container.mux(self._video.encode(None))
-        self._container.close()
+        with self._as_video():
+            self._mux_speech()
+            if self._count:
+                self._container.mux(self._video.encode(None))
+            self._container.close()
+        self._part.replace(self._path)
+
+    def discard(self) -> None:
+        # Closing writes what belongs at the end of a file, which may fail where its beginning did.
+        with contextlib.suppress(av.FFmpegError, ValueError):
+            self._container.close()
+        self._part.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _as_video(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, ValueError) as error:
+            fault = f"{self._path}: cannot be written as a video ({error}); name it such as out.mp4"
+            raise InvalidInput(fault) from error
 
     def _mux_speech(self) -> None:
         step = 1024
@@ -143,3 +197,6 @@ class FolderSink:
 
     def close(self) -> None:
         """Every file is complete already."""
+
+    def discard(self) -> None:
+        """Frames that came stay: each is whole."""

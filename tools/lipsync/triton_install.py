@@ -99,13 +99,14 @@ def check_platform() -> None:
     if sys.platform != "linux" or machine != "x86_64":
         raise InvalidInput(
             f"the embedded Triton runs on x86_64 Linux only, and this is {machine} {sys.platform}:"
-            " use the official Triton container (deploy/compose.yaml)"
+            " run NVIDIA's Triton container and `lipsync serve --triton HOST:PORT`"
         )
     name, version = platform.libc_ver()
     if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < MIN_GLIBC:
         raise InvalidInput(
             f"the embedded Triton needs glibc {MIN_GLIBC[0]}.{MIN_GLIBC[1]} or newer (Debian 12, Ubuntu 22.04), and"
-            f" this is {name or 'no glibc'} {version}: use the official Triton container (deploy/compose.yaml)"
+            f" this is {name or 'no glibc'} {version}:"
+            " run NVIDIA's Triton container and `lipsync serve --triton HOST:PORT`"
         )
     if shutil.which("bash") is None:
         raise InvalidInput("Triton's Python backend starts its processes through bash: install the package `bash`")

@@ -5,7 +5,6 @@ Owns the keeper process (`triton_keeper`) that owns the server; knows nothing of
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import threading
 import uuid
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +34,17 @@ STOP_GRACE_S = 1.0
 _PORT_TRIES = 5
 _KEEPER = "import sys; sys.path.append(sys.argv[1]); from lipsync.triton_keeper import main; sys.exit(main())"
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the keeper last told of its server. Written by one thread at a time, whole."""
+
+    server_pid: int | None = None
+    restarts: int = 0
+    resident: frozenset[str] = frozenset()
+    failure: str | None = None
+    """The end of the log, once the server is gone for good."""
 
 
 class EmbeddedTriton:
@@ -66,10 +77,7 @@ class EmbeddedTriton:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._server_pid: int | None = None
-        self._restarts = 0
-        self._resident: frozenset[str] = frozenset()
-        self._failure: str | None = None
+        self._state = _State()
         self._prefix = ""
 
     @property
@@ -90,17 +98,17 @@ class EmbeddedTriton:
     @property
     def pid(self) -> int | None:
         """Process id of the server that is ready now; None while there is none."""
-        return self._server_pid
+        return self._state.server_pid
 
     @property
     def restarts(self) -> int:
         """How often the server died and was started again."""
-        return self._restarts
+        return self._state.restarts
 
     @property
     def resident(self) -> frozenset[str]:
         """The models that would be loaded again if the server died now; at most about 0.3 s old."""
-        return self._resident
+        return self._state.resident
 
     @property
     def keeper_pid(self) -> int | None:
@@ -110,7 +118,7 @@ class EmbeddedTriton:
     @property
     def alive(self) -> bool:
         """False before `start`, after `stop`, and once the keeper gave up or was killed."""
-        return self._keeper is not None and self._failure is None
+        return self._keeper is not None and self._state.failure is None
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()
@@ -131,7 +139,11 @@ class EmbeddedTriton:
             raise LipsyncError("this embedded Triton is already started")
         require_plain_path(self._repository, "the model repository", "repository")
         if not self._repository.is_dir():
-            raise InvalidInput(f"the model repository {self._repository} is not a directory", field="repository")
+            raise InvalidInput(
+                f"the model repository {self._repository} is not a directory:"
+                " create it, or name another (--repository)",
+                field="repository",
+            )
         home = install(self._home or default_home(), _logger.info)
         for tries_left in reversed(range(_PORT_TRIES)):
             self._choose_ports()
@@ -189,7 +201,7 @@ class EmbeddedTriton:
             start_timeout_s=self._start_timeout_s,
             stop_grace_s=STOP_GRACE_S,
         )
-        self._note(_server_pid=None, _restarts=0, _resident=frozenset(), _failure=None)
+        self._note(_State())
         with log_path.open("ab") as log:
             # A session of its own: the terminal's Ctrl-C reaches this process only, which then ends the rest in order.
             # Without site-packages it starts in 20 ms and cannot be broken by the environment.
@@ -206,16 +218,16 @@ class EmbeddedTriton:
         self._reader.start()
         try:
             assert keeper.stdin is not None
-            keeper.stdin.write(json.dumps(dataclasses.asdict(spec)).encode() + b"\n")
+            keeper.stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
             keeper.stdin.flush()
             with self._changed:
-                self._changed.wait_for(lambda: self._server_pid is not None or self._failure is not None)
+                self._changed.wait_for(lambda: self._state.server_pid is not None or self._state.failure is not None)
         except BaseException:
             self.stop()
             raise
-        if self._failure is not None:
+        if self._state.failure is not None:
             self.stop()
-        return self._failure
+        return self._state.failure
 
     def _follow(self, keeper: subprocess.Popen[bytes], log_path: Path, delete_log: bool) -> None:
         """Takes in the keeper's events until it ends, and cleans up where it could not."""
@@ -225,27 +237,28 @@ class EmbeddedTriton:
             match json.loads(line):
                 case {"event": "ready", "pid": pid, "restarts": restarts}:
                     was_ready = True
-                    self._note(_server_pid=pid, _restarts=restarts)
+                    self._note(replace(self._state, server_pid=pid, restarts=restarts))
                 case {"event": "resident", "names": names}:
-                    self._note(_resident=frozenset(names))
+                    self._note(replace(self._state, resident=frozenset(names)))
                 case {"event": "down"}:
-                    self._note(_server_pid=None)
+                    self._note(replace(self._state, server_pid=None))
                     _logger.warning("the embedded Triton ended unexpectedly and is started again")
                 case {"event": "failed", "tail": tail}:
-                    self._note(_server_pid=None, _failure=tail)
+                    self._note(replace(self._state, server_pid=None, failure=tail))
         tail = log_tail(log_path)
         # Does nothing after an orderly end; the keeper itself may have been killed, though.
         end_session(keeper.pid)
         sweep_regions(self._prefix)
         if delete_log:
             log_path.unlink(missing_ok=True)
-        self._note(_server_pid=None, _failure=tail if self._failure is None else self._failure)
+        failure = tail if self._state.failure is None else self._state.failure
+        self._note(replace(self._state, server_pid=None, failure=failure))
         if was_ready and self._keeper is keeper:
-            _logger.error("the embedded Triton is gone for good; its log ends with:\n%s", self._failure)
+            _logger.error("the embedded Triton is gone for good; its log ends with:\n%s", failure)
 
-    def _note(self, **changes: object) -> None:
+    def _note(self, state: _State) -> None:
         with self._changed:
-            self.__dict__.update(changes)
+            self._state = state
             self._changed.notify_all()
 
     def _command(self, home: TritonHome, server_id: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -22,31 +23,39 @@ from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from .console import REPOSITORY, Repository, err, progress, say
-from .speaking import speak_to
+from .speaking import read_speech, speak_to
 
 TENANT = "demo"
 SPEECH = Path(__file__).parent.parent / "data" / "hello.wav"
+# Its one caller is the demo itself: once that is interrupted nobody waits for the rest.
+_BRIEF = {"server": {"port": 0, "drain_s": 0}}
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The video to write.")] = Path("out/demo.mp4"),
+    output: Annotated[str, typer.Option("--output", "-o", metavar="PATH", help="The video to write.")] = "out/demo.mp4",
     wav: Annotated[Path, typer.Option(help="What it says: a WAV file.")] = SPEECH,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Add the demo tenant where it is missing and write a video of it speaking."""
+    speech = read_speech(wav)
     install(default_home(), err.print)
     repository.mkdir(parents=True, exist_ok=True)
     if TENANT not in tenant_names(repository):
         _add_tenant(repository)
     with EmbeddedTriton(repository) as triton:
-        values = {"model_repository": repository, "server": {"port": 0}, "triton": {"endpoint": triton.grpc}}
+        values = {"model_repository": repository, **_BRIEF, "triton": {"endpoint": triton.grpc}}
         settings = Settings.model_validate(values)
-        asyncio.run(_speak(settings, wav.read_bytes(), output))
+        asyncio.run(_speak(settings, speech, output))
 
 
-async def _speak(settings: Settings, wav: bytes, output: Path) -> None:
+async def _speak(settings: Settings, wav: bytes, output: str) -> None:
+    stop = threading.Event()
     async with running(settings) as service:
-        await asyncio.to_thread(speak_to, f"127.0.0.1:{service.port}", TENANT, wav, output)
+        try:
+            await asyncio.to_thread(speak_to, f"127.0.0.1:{service.port}", TENANT, wav, output, stop)
+        finally:
+            # Ctrl-C ends this coroutine only; the thread would go on to write the video.
+            stop.set()
 
 
 def _add_tenant(repository: Path) -> None:

@@ -55,7 +55,7 @@ def _model() -> None:
 
 @encoder_app.command()
 def add(
-    path: Annotated[Path, typer.Argument(help="ONNX file: mel [n,1,80,16] -> [n,512].")],
+    path: Annotated[Path, typer.Argument(help=r"ONNX file: mel \[n,1,80,16] -> \[n,512].")],
     name: Annotated[str, typer.Option(help="Tenants name their encoder so.")] = AUDIO_ENCODER,
     replace: Annotated[bool, typer.Option("--replace", help="Install it anew where one of that name is.")] = False,
     repository: Repository = REPOSITORY,

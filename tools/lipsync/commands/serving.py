@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from compositor.__main__ import set_up_logging
-from compositor.errors import TritonUnavailable
+from compositor.errors import SettingsInvalid, TritonUnavailable
 from compositor.server import Running
 from compositor.server import serve as serve_compositor
-from compositor.settings import read_settings
+from compositor.settings import Settings, read_settings
+from compositor.tenant import tenant_names
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from .console import REPOSITORY, err, say
@@ -26,6 +27,9 @@ GrpcPort = Annotated[int, typer.Option("--grpc-port", min=0, max=65535, help="Tr
 HttpPort = Annotated[int, typer.Option("--http-port", min=0, max=65535, help="Triton's HTTP port; 0: a free one.")]
 MetricsPort = Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="Triton's metrics port.")]
 Log = Annotated[Path | None, typer.Option(help="File for Triton's log.")]
+
+WATCH_EVERY_S = 0.5
+GONE = "Triton ended and could not be started again; its log says why"
 
 
 def triton(
@@ -48,9 +52,9 @@ def triton(
     install(default_home(), err.print)
     with server:
         say(f"Triton is ready: gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}")
-        while not stop.wait(0.5):
+        while not stop.wait(WATCH_EVERY_S):
             if not server.alive:
-                raise TritonUnavailable("Triton ended and could not be started again; its log says why")
+                raise TritonUnavailable(GONE)
 
 
 def serve(
@@ -68,11 +72,34 @@ def serve(
 def up(config: Config = None, repository: Repository = None, port: Port = None, log: Log = None) -> None:
     """Run the embedded Triton and the compositor together, until Ctrl-C."""
     settings = read_settings(config, options=_options(None, repository, port))
-    settings.model_repository.mkdir(parents=True, exist_ok=True)
+    _find_repository(settings.model_repository)
     set_up_logging(settings.logging.level)
     install(default_home(), err.print)
     with EmbeddedTriton(settings.model_repository, log_path=log) as server:
-        asyncio.run(serve_compositor(settings.with_triton(server.grpc), _announce))
+        asyncio.run(_serve_with(server, settings.with_triton(server.grpc)))
+
+
+def _find_repository(path: Path) -> None:
+    """Sees that the repository is there. Only the default one is made: another that is missing is a slip."""
+    if path == REPOSITORY:
+        path.mkdir(exist_ok=True)
+    if not path.is_dir():
+        raise SettingsInvalid(
+            f"model_repository: {path} is no directory; create it, or name another", field="model_repository"
+        )
+    if not tenant_names(path):
+        say("no tenants yet; add one with `lipsync tenant add`")
+
+
+async def _serve_with(server: EmbeddedTriton, settings: Settings) -> None:
+    """Serves until a signal. Raises TritonUnavailable when `server` is gone for good."""
+    serving = asyncio.create_task(serve_compositor(settings, _announce))
+    while not (await asyncio.wait({serving}, timeout=WATCH_EVERY_S))[0]:
+        if not server.alive:
+            serving.cancel()
+            await asyncio.wait({serving})
+            raise TritonUnavailable(GONE)
+    await serving
 
 
 def _options(triton: str | None, repository: Path | None, port: int | None) -> dict[str, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from compositor import pcm
-from compositor.errors import InvalidInput
+from compositor.errors import InvalidInput, LipsyncError
 from compositor.proto import lipsync_v1_pb2 as pb
 from lipsync.client import FolderSink, Sink, VideoSink, receive
 
@@ -21,21 +22,31 @@ from .console import err, out, say
 def speak(
     tenant: Annotated[str, typer.Argument(metavar="ID", help="The tenant that speaks.")],
     wav: Annotated[Path, typer.Argument(help="The speech, a WAV file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A video (OUT.mp4) or a folder (OUT/).")] = Path(
-        "out.mp4"
-    ),
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="PATH", help="A video (OUT.mp4) or a folder (OUT/).")
+    ] = "out.mp4",
     server: Annotated[str, typer.Option(help="The compositor's gRPC address.")] = "127.0.0.1:50052",
 ) -> None:
     """Speak a WAV file through a tenant; print frames, fps, real-time factor and where the time went."""
+    speak_to(server, tenant, read_speech(wav), output)
+
+
+def read_speech(path: Path) -> bytes:
+    """The bytes of a WAV file. Raises InvalidInput for a file that cannot be read or decoded."""
     try:
-        data = wav.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise InvalidInput(f"{wav}: cannot be read ({error.strerror}); give a WAV file") from error
-    speak_to(server, tenant, data, output)
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror}); give a WAV file") from error
+    try:
+        pcm.read_wav(data)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error.message}", field=error.field) from error
+    return data
 
 
-def speak_to(server: str, tenant: str, wav: bytes, output: Path) -> None:
-    """Speaks, shows progress, writes the frames to `output` and prints the account."""
+def speak_to(server: str, tenant: str, wav: bytes, output: str, stop: threading.Event | None = None) -> None:
+    """Speaks, shows progress, writes the frames to `output` and prints the account. Once `stop` is set, the next frame
+    ends it with a LipsyncError."""
     samples, rate = pcm.read_wav(wav)
     speech_s = len(samples) / rate
     begin = time.monotonic()
@@ -45,6 +56,8 @@ def speak_to(server: str, tenant: str, wav: bytes, output: Path) -> None:
 
         def arrived(frame: pb.Frame) -> None:
             nonlocal first_s
+            if stop is not None and stop.is_set():
+                raise LipsyncError("interrupted")
             first_s = first_s or time.monotonic() - begin
             bars.update(bar, completed=frame.pts_samples / 16_000)
 
@@ -54,8 +67,12 @@ def speak_to(server: str, tenant: str, wav: bytes, output: Path) -> None:
     say(f"wrote {output}")
 
 
-def _sink(output: Path, wav: bytes, fps: int) -> Sink:
-    return VideoSink(output, wav, fps) if output.suffix else FolderSink(output, wav)
+def _sink(output: str, wav: bytes, fps: int) -> Sink:
+    """A folder where `output` ends in a slash, is one, or has no suffix; else a video."""
+    path = Path(output)
+    if output.endswith("/") or path.is_dir() or not path.suffix:
+        return FolderSink(path, wav)
+    return VideoSink(path, wav, fps)
 
 
 def _account(summary: pb.Summary, speech_s: float, first_s: float) -> None:
