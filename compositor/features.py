@@ -47,6 +47,8 @@ LAST_WINDOW: Final = 6
 EMBEDDING: Final = 512
 COLUMNS_PER_SECOND: Final = SAMPLE_RATE // HOP
 MAX_FPS: Final = 60
+ENCODER_BATCH: Final = 32
+"""Most windows in one run of an audio encoder: its max_batch_size, and how the compositor splits."""
 
 _OFFSETS: Final = range(FIRST_WINDOW, LAST_WINDOW + 1)
 _FRAME_SHAPE: Final = (32, 16, 16)

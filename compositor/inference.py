@@ -30,6 +30,7 @@ from .errors import (
     TenantBroken,
     TritonUnavailable,
 )
+from .features import ENCODER_BATCH
 from .settings import TritonSettings
 from .shared_memory import Region
 from .slots import Lease, Slots
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 
 MOUTH_BYTES = CROP_SIZE * CROP_SIZE * 3
 EMBEDDING_SIZE = 512
-ENCODER_BATCH = 32
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),

@@ -220,6 +220,7 @@ class Compositor:
         try:
             rendered = await self._in_pool(_render_all, call, numbers, mouths.crops)
         finally:
+            # After a cancellation a thread may still read mouths that are being overwritten: its frames are dropped.
             mouths.release()
         call.stages.blend_s += sum(frame.blend_s for frame in rendered)
         call.stages.encode_s += sum(frame.encode_s for frame in rendered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -124,9 +125,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def stack(repository: Path, triton_home: Path) -> Iterator[Stack]:
-    """The whole system, shared by all tests that do not break it."""
+@contextlib.contextmanager
+def running_stack(repository: Path) -> Iterator[Stack]:
+    """The whole system on a repository."""
     with EmbeddedTriton(repository) as triton:
         settings = Settings.model_validate(
             {"model_repository": repository, "server": {"port": 0}, "triton": {"endpoint": triton.grpc}}
@@ -137,6 +138,13 @@ def stack(repository: Path, triton_home: Path) -> Iterator[Stack]:
             yield Stack(repository, triton, service)
         finally:
             service.stop()
+
+
+@pytest.fixture(scope="session")
+def stack(repository: Path, triton_home: Path) -> Iterator[Stack]:
+    """The whole system, shared by all tests that do not break it."""
+    with running_stack(repository) as running:
+        yield running
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -79,43 +81,46 @@ def test_speak_without_a_service_says_how_to_start_one(tmp_path: Path) -> None:
     assert "no compositor answers at 127.0.0.1:1; start one with `lipsync up`" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_serves_and_stops_cleanly(
-    repository: Path, triton_home: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    command = [sys.executable, "-m", "lipsync", "up", "-r", str(repository), "--port", "0"]
+@contextlib.contextmanager
+def serving(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`lipsync` with a compositor in it, once that listens, and its address; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "lipsync", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout is not None
             lines = iter(process.stdout.readline, "")
             port = next(match[1] for line in lines if (match := re.search(r"listens on port (\d+)", line)))
-            done = lipsync("speak", "avatar", SPEECH, "-o", tmp_path / "f", "--server", f"127.0.0.1:{port}")
-            assert done.returncode == 0, done.stderr
-            process.send_signal(number)
-            rest = process.stdout.read()
-            assert process.wait(30) == 0
-            assert "stopped" in rest
-            assert "Traceback" not in rest
+            yield process, f"127.0.0.1:{port}"
         finally:
             process.kill()
+
+
+def ends_cleanly(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    process.send_signal(number)
+    assert process.stdout is not None
+    rest = process.stdout.read()
+    assert process.wait(30) == 0
+    assert "stopped" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_serves_and_stops_cleanly(
+    repository: Path, triton_home: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with serving("up", "-r", repository, "--port", "0") as (process, address):
+        done = lipsync("speak", "avatar", SPEECH, "-o", tmp_path / "f", "--server", address)
+        assert done.returncode == 0, done.stderr
+        ends_cleanly(process, number)
 
 
 def test_serve_uses_a_triton_that_runs(stack: Stack, tmp_path: Path) -> None:
     config = tmp_path / "settings.yaml"
     config.write_text(f"model_repository: {stack.repository}\nserver:\n  port: 0\n")
-    command = [sys.executable, "-m", "lipsync", "serve", "--triton", stack.triton.grpc, "-c", str(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            assert process.stdout is not None
-            lines = iter(process.stdout.readline, "")
-            port = next(match[1] for line in lines if (match := re.search(r"listens on port (\d+)", line)))
-            done = lipsync("speak", "plain", SPEECH, "-o", tmp_path / "f", "--server", f"127.0.0.1:{port}")
-            assert done.returncode == 0, done.stderr
-            process.terminate()
-            assert process.stdout.read().count("Traceback") == 0
-            assert process.wait(30) == 0
-        finally:
-            process.kill()
+    with serving("serve", "--triton", stack.triton.grpc, "-c", config) as (process, address):
+        done = lipsync("speak", "plain", SPEECH, "-o", tmp_path / "f", "--server", address)
+        assert done.returncode == 0, done.stderr
+        ends_cleanly(process, signal.SIGTERM)
 
 
 def test_a_wrong_setting_stops_the_start(tmp_path: Path) -> None:

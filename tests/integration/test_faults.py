@@ -28,9 +28,8 @@ from lipsync import architecture
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant, remove_tenant
 from lipsync.sources import open_source
-from lipsync.tritonserver import EmbeddedTriton
 
-from ..conftest import ServiceThread, Stack, connect, silent, write_small_source
+from ..conftest import ServiceThread, Stack, connect, running_stack, silent, write_small_source
 
 pytestmark = pytest.mark.triton
 
@@ -78,16 +77,8 @@ def small(tmp_path: Path, triton_home: Path) -> Iterator[Stack]:
     source = write_small_source(tmp_path / "source", architecture.do_nothing(), frames=4)
     for name in ("one", "two"):
         add_tenant(repository, name, open_source(source), Choices(), Serving(threads=1), silent)
-    with EmbeddedTriton(repository) as triton:
-        settings = Settings.model_validate(
-            {"model_repository": repository, "server": {"port": 0}, "triton": {"endpoint": triton.grpc}}
-        )
-        service = ServiceThread(settings)
-        service.start()
-        try:
-            yield Stack(repository, triton, service)
-        finally:
-            service.stop()
+    with running_stack(repository) as running:
+        yield running
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from compositor.features import ENCODER_BATCH
 from lipsync import model_config
 from lipsync.fusing import CropsMode
 from lipsync.model_config import Kind
@@ -57,6 +58,6 @@ def test_a_raw_models() -> None:
 
 def test_an_encoders() -> None:
     config = parsed(model_config.encoder_config("audio_encoder"))
-    check_common(config, "audio_encoder", model_config.ENCODER_BATCH, "KIND_AUTO", 1)
+    check_common(config, "audio_encoder", ENCODER_BATCH, "KIND_AUTO", 1)
     assert tensors(config.input) == {"mel_spectrogram": ("TYPE_FP32", [1, 80, 16])}
     assert tensors(config.output) == {"audio_features": ("TYPE_FP32", [512])}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from compositor.features import ENCODER_BATCH
+
 from .fusing import CropsMode
 
 Kind = Literal["auto", "cpu", "gpu"]
 
 TENANT_BATCH = 4
 """Default max_batch_size of a tenant: on a CPU the true graph takes about 330 MB of arena a frame in the batch."""
-ENCODER_BATCH = 32
-RAW_BATCH = 4
 
 
 def tenant_config(name: str, mode: CropsMode, max_batch_size: int, kind: Kind, threads: int) -> str:
