@@ -7,7 +7,7 @@ overwrites it. `hard` is exactly that; `feather` fades the outermost ring of the
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -29,43 +29,65 @@ lite-avatar takes 10 px at 320."""
 Pixels = NDArray[np.uint8]
 
 
-@functools.lru_cache(maxsize=256)
-def _ring(width: int, height: int) -> list[tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.float32]]]:
-    """The four strips of the faded ring: (where, weight of the mouth, weight of the background).
+Weights = NDArray[np.uint16]
 
-    The weight rises as a raised cosine of the distance from the nearest edge; the strips do not overlap.
+
+@functools.lru_cache(maxsize=256)
+def _ring(width: int, height: int) -> tuple[int, list[tuple[Weights, Weights]]]:
+    """The faded ring of a rectangle: its width, and for each of its `_strips` (weight of the mouth, of the background).
+
+    Weights are in 1/256 and rise as a raised cosine of the distance from the nearest edge.
     """
     ring = max(1, round(min(width, height) * FEATHER))
     x = np.minimum(np.arange(width), np.arange(width)[::-1])
     y = np.minimum(np.arange(height), np.arange(height)[::-1])
     depth = np.minimum(y[:, None], x[None, :])
     ramp = np.clip((depth + 0.5) / ring, 0, 1)
-    weight = ((1 - np.cos(np.pi * ramp)) / 2).astype(np.float32)
-    middle = slice(ring, height - ring)
-    strips = (
-        (slice(0, ring), slice(0, width)),
-        (slice(height - ring, height), slice(0, width)),
-        (middle, slice(0, ring)),
-        (middle, slice(width - ring, width)),
-    )
-    return [(strip, np.ascontiguousarray(weight[strip]), np.ascontiguousarray(1 - weight[strip])) for strip in strips]
+    weight = np.repeat(np.round((1 - np.cos(np.pi * ramp)) * 128).astype(np.uint16), 3, axis=1)
+    strips = [np.ascontiguousarray(strip) for strip in _strips(weight, Box(0, 0, width, height), ring)]
+    return ring, [(strip, 256 - strip) for strip in strips]
+
+
+def _strips(pixels: NDArray[Any], box: Box, ring: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The ring of `box` in a contiguous picture as two views: (top, bottom) and, between them, (left, right).
+
+    Two views of two strips each, because a call of numpy costs more than the pixels of a strip.
+    """
+    row, item = pixels.strides[0], pixels.itemsize
+    pixel = 3 * item
+    begin = box.y * row + box.x * pixel
+    across, down = (box.width - ring) * pixel, (box.height - ring) * row
+    shape = (2, ring, box.width * 3)
+    level = np.ndarray(shape, pixels.dtype, pixels.data, begin, (down, row, item))
+    shape = (box.height - 2 * ring, 2, ring * 3)
+    upright = np.ndarray(shape, pixels.dtype, pixels.data, begin + ring * row, (row, across, item))
+    return level, upright
+
+
+def _feather(out: Pixels, background: Pixels, box: Box) -> None:
+    """Fades the ring of `box` in `out` into the background, which has the same shape."""
+    ring, weights = _ring(box.width, box.height)
+    strips = zip(_strips(out, box, ring), _strips(background, box, ring), weights, strict=True)
+    for mouth, rest, (weight, complement) in strips:
+        faded = np.multiply(mouth, weight)
+        faded += np.multiply(rest, complement)
+        faded += 128
+        faded >>= 8
+        np.copyto(mouth, faded, casting="unsafe")
 
 
 def paste(background: Pixels, crop: Pixels, box: Box, blend: Blend) -> Pixels:
     """A copy of `background` with the mouth in it.
 
-    background: BGR uint8 (height, width, 3), not changed. crop: BGR uint8 (328, 328, 3), the prediction set into the
-    border of the crop it was made from. box: the crop rectangle in the background's coordinates. The resize is
-    INTER_CUBIC, as the model family's own paste.
+    background: contiguous BGR uint8 (height, width, 3), not changed. crop: BGR uint8 (328, 328, 3), the prediction set
+    into the border of the crop it was made from. box: the crop rectangle in the background's coordinates. The resize
+    is INTER_CUBIC, as the model family's own paste.
     """
     out: Pixels = background.copy()
-    rows, columns = slice(box.y, box.bottom), slice(box.x, box.right)
-    target = out[rows, columns]
+    target = out[box.y : box.bottom, box.x : box.right]
     cv2.resize(crop, (box.width, box.height), dst=target, interpolation=cv2.INTER_CUBIC)
-    if blend == "feather":
-        source = background[rows, columns]
-        for strip, weight, rest in _ring(box.width, box.height):
-            cv2.blendLinear(target[strip], source[strip], weight, rest, target[strip])
+    if blend == "feather" and min(box.width, box.height) > 1:
+        _feather(out, background, box)
     return out
 
 
@@ -74,6 +96,16 @@ def cut_crop(frame: Pixels, box: Box) -> Pixels:
     face = frame[box.y : box.bottom, box.x : box.right]
     crop: Pixels = cv2.resize(face, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
     return crop
+
+
+def merge_planes(planes: Pixels) -> Pixels:
+    """Planes uint8 (3, height, width) as pixels uint8 (height, width, 3)."""
+    return np.asarray(cv2.merge(list(planes)), np.uint8)
+
+
+def split_planes(pixels: Pixels) -> Pixels:
+    """Pixels uint8 (height, width, 3) as planes uint8 (3, height, width)."""
+    return np.stack(cv2.split(pixels)).astype(np.uint8, copy=False)
 
 
 def set_prediction(crop: Pixels, prediction: NDArray[np.float32]) -> Pixels:

@@ -56,7 +56,7 @@ class RegionLost(TritonUnavailable):
 
 @dataclass
 class Mouths:
-    """Predicted mouths: uint8 (n, 328, 328, 3) BGR, valid until `release`."""
+    """Predicted mouths: uint8 (n, 3, 328, 328), planes of BGR, valid until `release`."""
 
     crops: NDArray[np.uint8]
     release: Callable[[], None]
@@ -159,7 +159,7 @@ class Triton:
     ) -> Mouths:
         """Mouths of one batch of a fused tenant.
 
-        subject: frame numbers int32 (n,), or crops uint8 (n, 328, 328, 3) for a tenant whose crops are sent. audio:
+        subject: frame numbers int32 (n,), or crops uint8 (n, 3, 328, 328) for a tenant whose crops are sent. audio:
         float32 (n, 32, 16, 16). n is at most the tenant's max_batch_size and the setting `triton.slot_frames`.
         The caller must `release` the answer. Raises ModelNotLoaded, TenantBroken for a prediction that is not finite,
         Overloaded, DeadlinePassed, TritonUnavailable, InferenceFailed.
@@ -208,7 +208,7 @@ class Triton:
         except BaseException:
             self._slots.release(lease)
             raise
-        return Mouths(crops.reshape(count, CROP_SIZE, CROP_SIZE, 3), lambda: self._slots.release(lease))
+        return Mouths(crops.reshape(count, 3, CROP_SIZE, CROP_SIZE), lambda: self._slots.release(lease))
 
     async def _register(self, region: Region) -> bool:
         try:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import SAMPLE_RATE
-from .blending import ROI_SIZE, set_prediction
+from .blending import ROI_SIZE, set_prediction, split_planes
 from .call import Call, Frame, Stages
 from .deadline import Deadline
 from .errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TenantNotFound, TritonUnavailable
@@ -311,9 +311,10 @@ def _render_all(call: Call, numbers: Sequence[int], crops: NDArray[np.uint8]) ->
 
 
 def _crops(tenant: Tenant, numbers: Sequence[int]) -> NDArray[np.uint8]:
-    return np.stack([tenant.crop(number) for number in numbers])
+    return np.stack([tenant.crop_planes(number) for number in numbers])
 
 
 def _set_predictions(tenant: Tenant, numbers: Sequence[int], predictions: NDArray[np.float32]) -> NDArray[np.uint8]:
     pairs = zip(numbers, predictions, strict=True)
-    return np.stack([set_prediction(tenant.crop(number), prediction) for number, prediction in pairs])
+    mouths = (set_prediction(tenant.crop(number), prediction) for number, prediction in pairs)
+    return np.stack([split_planes(mouth) for mouth in mouths])

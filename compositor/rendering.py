@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from . import jpeg
-from .blending import Pixels, paste
+from .blending import Pixels, merge_planes, paste
 from .errors import InvalidInput
 from .jpeg import Encoding, PreparedFrame
 from .tenant import Tenant
@@ -37,11 +37,11 @@ class Rendered:
 
 
 def render(tenant: Tenant, number: int, mouth: Pixels, output: Output) -> Rendered:
-    """Frame `number` with a mouth, BGR uint8 (328, 328, 3), in its crop rectangle."""
+    """Frame `number` with a mouth, planes of BGR uint8 (3, 328, 328), in its crop rectangle."""
     begin = time.perf_counter()
     frame = tenant.frame(number)
     rect = tenant.rect(number).inside(frame.patch)
-    pixels = paste(tenant.background(number), mouth, rect, tenant.manifest.blend)
+    pixels = paste(tenant.background(number), merge_planes(mouth), rect, tenant.manifest.blend)
     blended = time.perf_counter()
     data = _encode(tenant, frame, pixels, output)
     return Rendered(data, blended - begin, time.perf_counter() - blended)

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .blending import CROP_SIZE, Blend, Pixels
+from .blending import CROP_SIZE, Blend, Pixels, merge_planes
 from .errors import InvalidInput, TenantBroken, TenantNotFound
 from .geometry import Box
 from .jpeg import Encoding, Layout, PreparedFrame, Subsampling
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files below. A reader refuses what it does not know."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -279,8 +279,12 @@ class Tenant:
         return np.frombuffer(self._patches, np.uint8, width * height * 3, begin).reshape(height, width, 3)
 
     def crop(self, number: int) -> Pixels:
-        """The crop of frame `number` that the model sees: BGR uint8 (328, 328, 3), read-only."""
-        return np.frombuffer(self._crops, np.uint8, CROP_BYTES, number * CROP_BYTES).reshape(CROP_SIZE, CROP_SIZE, 3)
+        """The crop of frame `number` that the model sees: BGR uint8 (328, 328, 3)."""
+        return merge_planes(self.crop_planes(number))
+
+    def crop_planes(self, number: int) -> Pixels:
+        """The same as it is stored, its planes one after another: uint8 (3, 328, 328), read-only."""
+        return np.frombuffer(self._crops, np.uint8, CROP_BYTES, number * CROP_BYTES).reshape(3, CROP_SIZE, CROP_SIZE)
 
     def verify(self) -> None:
         """Compares every file's checksum with the manifest; reads everything. Raises TenantBroken."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -56,6 +56,23 @@ def test_only_the_rectangle_changes_and_feather_meets_both_sides(width: int, hei
     assert np.array_equal(soft[outside], background[outside])
     middle = (slice(y + height // 3, y + 2 * height // 3), slice(x + width // 3, x + 2 * width // 3))
     assert np.array_equal(soft[middle], hard[middle])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 120), st.integers(1, 120), st.integers(0, 9), st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_feather_is_the_weighted_mean_of_both_sides(width: int, height: int, x: int, y: int, seed: int) -> None:
+    background, crop, box = noise(130, 130, seed), noise(328, 328, seed + 1), Box(x, y, width, height)
+    hard, soft = (blending.paste(background, crop, box, blend) for blend in ("hard", "feather"))
+    ring = max(1, round(min(width, height) / 20))
+    rows, columns = np.mgrid[:height, :width]
+    depth = np.minimum(np.minimum(rows, rows[::-1]), np.minimum(columns, columns[:, ::-1]))
+    weight = ((1 - np.cos(np.pi * np.clip((depth + 0.5) / ring, 0, 1))) / 2)[:, :, None]
+    inside = (slice(y, box.bottom), slice(x, box.right))
+    mean = hard[inside] * weight + background[inside] * (1 - weight)
+    if min(width, height) > 1:
+        assert np.abs(soft[inside] - mean).max() < 1.5
+    else:
+        assert np.array_equal(soft, hard)
 
 
 def test_feather_softens_the_seam() -> None:

@@ -83,7 +83,7 @@ async def test_a_slot_serves_again_after_its_answer(monkeypatch: pytest.MonkeyPa
     triton = triton_with(monkeypatch, Wire(*[GOOD] * 20))
     for _ in range(20):
         mouths = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
-        assert mouths.crops.shape == (1, 328, 328, 3)
+        assert mouths.crops.shape == (1, 3, 328, 328)
         mouths.release()
 
 
@@ -163,7 +163,7 @@ async def test_requests_that_triton_refused_cost_no_memory(monkeypatch: pytest.M
 
 
 async def test_answers_that_never_come_cost_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = Answer(finite=np.array([[True]]), mouth=np.zeros((1, 328, 328, 3), np.uint8))
+    tensors = Answer(finite=np.array([[True]]), mouth=np.zeros((1, 3, 328, 328), np.uint8))
     wire = Wire(*[SILENT] * 40, *[tensors] * 3, GONE, GOOD)
     triton = triton_with(monkeypatch, wire)
     for _ in range(40):

@@ -71,7 +71,7 @@ class FakeTriton:
             raise
         self.batches.append(len(audio))
         tenant = self.tenants[model]
-        crops = np.stack([tenant.crop(int(n)) for n in subject]) if subject.dtype == np.int32 else subject.copy()
+        crops = np.stack([tenant.crop_planes(int(n)) for n in subject]) if subject.dtype == np.int32 else subject.copy()
         return Mouths(np.asarray(crops, np.uint8), self._release)
 
     def _release(self) -> None:

@@ -110,7 +110,9 @@ def test_a_sound_tenant_opens(original: Path) -> None:
         assert rect == Box(60 + number, 40 + number // 2, 120, 120)
         assert frame.patch == tenant.layout.align(rect)
         assert tenant.background(number).shape == (frame.patch.height, frame.patch.width, 3)
-        assert tenant.crop(number).shape == (328, 328, 3)
+        crop = tenant.crop(number)
+        assert crop.shape == (328, 328, 3)
+        np.testing.assert_array_equal(crop.transpose(2, 0, 1), tenant.crop_planes(number))
         picture = cv2.imdecode(np.frombuffer(frame.jpeg(), np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None
         assert picture.shape == (240, 320, 3)
@@ -118,7 +120,7 @@ def test_a_sound_tenant_opens(original: Path) -> None:
 
 def test_arrays_are_read_only(original: Path) -> None:
     tenant = Tenant(original, NAME)
-    for array in (tenant.crop(0), tenant.background(0)):
+    for array in (tenant.crop_planes(0), tenant.background(0)):
         assert not array.flags.writeable
         with pytest.raises(ValueError):
             array.flags.writeable = True
@@ -253,7 +255,7 @@ def test_verify_finds_a_flipped_byte(models: Path, file: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0" * 100, b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"{}", b"[" * 100_000, b'{"format": 1}'],
+    [b"", b"\0" * 100, b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"{}", b"[" * 100_000, b'{"format": 2}'],
     ids=["empty", "zeros", "brace", "list", "null", "text", "latin", "object", "deep", "bare"],
 )
 def test_manifest_garbage_is_refused(models: Path, content: bytes) -> None:

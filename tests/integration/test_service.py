@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from compositor import jpeg
-from compositor.blending import set_prediction
+from compositor.blending import set_prediction, split_planes
 from compositor.geometry import ping_pong
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
@@ -92,7 +92,12 @@ def test_the_classical_call_pastes_what_the_raw_model_predicts(stub: pb_grpc.Lip
     answer = composite(stub, numbers=numbers(0, 4, 2), features=features(3), visual_frames=visual.tobytes())
     tenant = Tenant(stack.repository, "plain")
     for frame, prediction in zip(answer.frames, visual[:, :3], strict=True):
-        expected = render(tenant, frame.number, set_prediction(tenant.crop(frame.number), prediction), Output())
+        expected = render(
+            tenant,
+            frame.number,
+            split_planes(set_prediction(tenant.crop(frame.number), prediction)),
+            Output(),
+        )
         assert frame.data == expected.data
 
 

@@ -87,7 +87,7 @@ def test_rounds_tell_wall_cpu_and_server_apart() -> None:
 
 def test_the_machine_is_described_without_names_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     described = machine.machine()
-    assert set(described) == {"cpu", "cores", "memory_gb", "kernel"}
+    assert set(described) == {"cpu", "cores", "memory_gb", "kernel", "gpu"}
     assert all(described.values())
     assert machine.libjpeg_turbo_version().split(".")[0] in ("2", "3")
     assert machine.versions()["numpy"] == np.__version__
@@ -211,10 +211,10 @@ def test_the_wire_part_measures_against_triton(triton_home: Path, tmp_path: Path
     before = set(Path("/dev/shm").glob("lipsync-*"))
     found = carry_out(part, run_in(tmp_path))
     assert found.failure == ""
-    assert len(found.targets) == 4
+    assert len(found.targets) == 6
     for quantity in ("client CPU", "wall", "Triton CPU"):
         medians = [figure.spread.median for figure in found.figures if figure.quantity == quantity]
-        assert len(medians) == 4
+        assert len(medians) == 6
         assert min(medians) > 0
     assert set(Path("/dev/shm").glob("lipsync-*")) <= before
 

@@ -43,7 +43,7 @@ def test_inputs_are_frames_of_the_tenant(
     for number, (step, classical) in enumerate(zip(fused, raw, strict=True)):
         assert step.keys() == {subject, "audio"}
         values = np.frombuffer(base64.b64decode(step[subject]["b64"]), kind).reshape(step[subject]["shape"])
-        expected = tenant.crop(number) if crops == "sent" else np.array([number])
+        expected = tenant.crop_planes(number) if crops == "sent" else np.array([number])
         assert np.array_equal(values, expected)
         visual = np.frombuffer(base64.b64decode(classical["visual"]["b64"]), np.float32)
         assert visual.size == 6 * 320 * 320

@@ -63,7 +63,7 @@ def classical(model: onnx.ModelProto, names: tuple[str, str, str], crops: Array,
 
 def save(folder: Path, model: onnx.ModelProto) -> Path:
     """The fused model and, beside it, the crops that it refers to."""
-    CROPS.tofile(folder / "crops.bin")
+    CROPS.transpose(0, 3, 1, 2).tofile(folder / "crops.bin")
     onnx.save(model, folder / "model.onnx")
     # Shape inference knows no sparse weights; the rest of the check and ONNX Runtime do.
     onnx.checker.check_model(folder / "model.onnx", full_check=not model.graph.sparse_initializer)
@@ -78,12 +78,12 @@ def fused_mouths(
     if mode == "resident":
         feed["frame_index"] = np.array(index, np.int32)[:, None]
     else:
-        feed["crop"] = CROPS[index]
+        feed["crop"] = np.ascontiguousarray(CROPS[index].transpose(0, 3, 1, 2))
     mouths, finite = run(path, feed)
     assert mouths.dtype == np.uint8
     assert finite.dtype == np.bool_
     assert finite.shape == (len(index), 1)
-    return mouths, finite[:, 0]
+    return mouths.transpose(0, 2, 3, 1), finite[:, 0]
 
 
 @pytest.mark.parametrize("mode", ["resident", "sent"])
@@ -217,13 +217,13 @@ def test_interfaces_are_the_contract(tmp_path: Path) -> None:
     resident = fuse(architecture.do_nothing(), NAMES, 9, "resident", "crops.bin").graph
     sent = fuse(architecture.do_nothing(), NAMES, 9, "sent", "crops.bin").graph
     audio = (TensorProto.FLOAT, ["batch", 32, 16, 16])
-    picture = (TensorProto.UINT8, ["batch", 328, 328, 3])
+    planes = (TensorProto.UINT8, ["batch", 3, 328, 328])
     assert side(resident.input) == {"frame_index": (TensorProto.INT32, ["batch", 1]), "audio": audio}
-    assert side(sent.input) == {"crop": picture, "audio": audio}
+    assert side(sent.input) == {"crop": planes, "audio": audio}
     for graph in (resident, sent):
-        assert side(graph.output) == {"mouth": picture, "finite": (TensorProto.BOOL, ["batch", 1])}
+        assert side(graph.output) == {"mouth": planes, "finite": (TensorProto.BOOL, ["batch", 1])}
     external = {t.name: t for t in resident.initializer if t.data_location == TensorProto.EXTERNAL}
-    assert [list(tensor.dims) for tensor in external.values()] == [[9, 328, 328, 3]]
+    assert [list(tensor.dims) for tensor in external.values()] == [[9, 3, 328, 328]]
     assert not any(tensor.data_location == TensorProto.EXTERNAL for tensor in sent.initializer)
     stored = {entry.key: entry.value for entry in external["lipsync/crops"].external_data}
     assert stored == {"location": "crops.bin", "offset": "0", "length": str(9 * 328 * 328 * 3)}

@@ -40,13 +40,13 @@ def check_common(config: Any, name: str, batch: int, kind: str, threads: int) ->
 @pytest.mark.parametrize("kind", ["auto", "cpu", "gpu"])
 @pytest.mark.parametrize(
     ("mode", "subject"),
-    [("resident", ("frame_index", "TYPE_INT32", [1])), ("sent", ("crop", "TYPE_UINT8", [328, 328, 3]))],
+    [("resident", ("frame_index", "TYPE_INT32", [1])), ("sent", ("crop", "TYPE_UINT8", [3, 328, 328]))],
 )
 def test_a_tenants(mode: CropsMode, subject: tuple[str, str, list[int]], kind: Kind) -> None:
     config = parsed(model_config.tenant_config("anna-1", mode, 3, kind, 5))
     check_common(config, "anna-1", 3, f"KIND_{kind.upper()}", 5)
     assert tensors(config.input) == {subject[0]: subject[1:], "audio": ("TYPE_FP32", [32, 16, 16])}
-    assert tensors(config.output) == {"mouth": ("TYPE_UINT8", [328, 328, 3]), "finite": ("TYPE_BOOL", [1])}
+    assert tensors(config.output) == {"mouth": ("TYPE_UINT8", [3, 328, 328]), "finite": ("TYPE_BOOL", [1])}
 
 
 def test_a_raw_models() -> None:

@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 from compositor import jpeg
-from compositor.blending import Blend, Pixels, paste
+from compositor.blending import Blend, Pixels, paste, split_planes
 from compositor.errors import InvalidInput
 from compositor.geometry import Box
 from compositor.jpeg import Encoding, LibraryMissing, Subsampling
@@ -64,10 +64,10 @@ def reference_paste(frame: Array, crop: Array, rect: Box) -> Array:
 
 
 def negative_mouth(crop: Array) -> Pixels:
-    """What `negative` predicts, set into the crop: float32, times 255, truncated."""
+    """What `negative` predicts, set into the crop: times 255, truncated; what float32 lacks to a whole level counts."""
     mouth: Pixels = crop.astype(np.uint8)
     roi = crop[4:324, 4:324].astype(np.float32) / np.float32(255)
-    mouth[4:324, 4:324] = ((1 - roi) * 255).astype(np.uint8)
+    mouth[4:324, 4:324] = ((1 - roi) * 255 + 1e-4).astype(np.uint8)
     return mouth
 
 
@@ -141,7 +141,7 @@ def test_a_rendered_frame_is_the_full_encode_of_the_composited_one(
     tenant = prepared(tmp_path, shared, blend=blend, idle=idle, subsampling=subsampling)
     for number in (0, 5, 7):
         picture, rect = pictures()[number], boxes()[number]
-        data = render(tenant, number, MOUTH, Output()).data
+        data = render(tenant, number, split_planes(MOUTH), Output()).data
         assert data == whole_encode(tenant, paste(picture, MOUTH, rect, blend))
 
 
@@ -149,7 +149,9 @@ def test_hard_is_the_reference_paste(tmp_path: Path, shared: Source) -> None:
     tenant = prepared(tmp_path, shared, blend="hard", idle="background")
     smooth = cv2.GaussianBlur(MOUTH, (0, 0), 5).astype(np.uint8)
     for number, (picture, rect) in enumerate(zip(pictures(), boxes(), strict=True)):
-        raw = np.frombuffer(render(tenant, number, smooth, Output(raw=True)).data, np.uint8).reshape(240, 320, 3)
+        raw = np.frombuffer(render(tenant, number, split_planes(smooth), Output(raw=True)).data, np.uint8).reshape(
+            240, 320, 3
+        )
         expected = reference_paste(picture, smooth, rect)
         # Around the patch a raw frame is the decoded background; the paste itself has met no JPEG.
         patch = tenant.frame(number).patch
@@ -207,7 +209,7 @@ def test_the_installed_model_finds_its_crops(tmp_path: Path, shared: Source) -> 
     )
     assert finite.all()
     for mouth, number in zip(mouths, (6, 1), strict=True):
-        np.testing.assert_array_equal(mouth, negative_mouth(tenant.crop(number)))
+        np.testing.assert_array_equal(mouth.transpose(1, 2, 0), negative_mouth(tenant.crop(number)))
 
 
 def test_progress_is_told_stage_by_stage(tmp_path: Path, shared: Source) -> None:

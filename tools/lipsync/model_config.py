@@ -16,12 +16,12 @@ TENANT_BATCH = 4
 
 def tenant_config(name: str, mode: CropsMode, max_batch_size: int, kind: Kind, threads: int) -> str:
     """Of a fused tenant."""
-    subject = ("frame_index", "INT32", [1]) if mode == "resident" else ("crop", "UINT8", [328, 328, 3])
+    subject = ("frame_index", "INT32", [1]) if mode == "resident" else ("crop", "UINT8", [3, 328, 328])
     return _config(
         name,
         max_batch_size,
         inputs=[subject, ("audio", "FP32", [32, 16, 16])],
-        outputs=[("mouth", "UINT8", [328, 328, 3]), ("finite", "BOOL", [1])],
+        outputs=[("mouth", "UINT8", [3, 328, 328]), ("finite", "BOOL", [1])],
         kind=kind,
         threads=threads,
     )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from compositor import jpeg
 from compositor import tenant as files
-from compositor.blending import Blend, Pixels, cut_crop, paste
+from compositor.blending import Blend, Pixels, cut_crop, merge_planes, paste, split_planes
 from compositor.errors import InvalidInput, LipsyncError
 from compositor.features import clip_features
 from compositor.geometry import Box
@@ -65,21 +65,21 @@ class Graph:
 
 
 class _Idle:
-    """Mouths of the uploaded model for encoded silence, by ONNX Runtime in this process."""
+    """Mouths of the uploaded model for encoded silence, by ONNX Runtime in this process: (328, 328, 3) as the crops."""
 
     def __init__(self, graph: Graph, encoder: Path) -> None:
         self._audio = silence_features(encoder)
         with _refused("the model fails on silence", "check the export, or use --idle background"):
             self._session = session(fuse(graph.model, graph.names, 0, "sent", "").SerializeToString())
 
-    def __call__(self, crops: list[Pixels]) -> NDArray[np.uint8]:
-        feed = {"crop": np.stack(crops), "audio": np.repeat(self._audio, len(crops), axis=0)}
+    def __call__(self, crops: list[Pixels]) -> list[Pixels]:
+        planes = np.stack([split_planes(crop) for crop in crops])
+        feed = {"crop": planes, "audio": np.repeat(self._audio, len(crops), axis=0)}
         with _refused("the model fails on silence", "check the export, or use --idle background"):
             mouths, finite = self._session.run(["mouth", "finite"], feed)
         if not finite.all():
             raise InvalidInput("the model predicts NaN or infinity for silence; export the trained weights again")
-        out: NDArray[np.uint8] = mouths
-        return out
+        return [merge_planes(mouth) for mouth in mouths]
 
 
 @contextlib.contextmanager
@@ -192,7 +192,7 @@ def _write_frames(
             entry = index[number]
             entry["patch_begin"] = _append(patches, background.data)
             begin = _append(scans, scan)
-            _append(crops, crop.data)
+            _append(crops, split_planes(crop).data)
             entry["scan"] = (begin, begin + len(scan))
             entry["cuts"] = (rows, rows + len(found))
             entry["rect"], entry["patch"] = rect, patch

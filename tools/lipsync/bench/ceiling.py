@@ -83,7 +83,11 @@ def write_inputs(tenant: Tenant, folder: Path) -> dict[str, Path]:
         audio = _content(random.standard_normal((32, 16, 16), np.float32))
         crop = tenant.crop(number)
         resident = tenant.manifest.crops == "resident"
-        subject = {"frame_index": _content(np.array([number], np.int32))} if resident else {"crop": _content(crop)}
+        subject = (
+            {"frame_index": _content(np.array([number], np.int32))}
+            if resident
+            else {"crop": _content(tenant.crop_planes(number))}
+        )
         steps["fused"].append({**subject, "audio": audio})
         steps["raw"].append({"visual": _content(build_visual(crop[None])[0]), "audio": audio})
     paths = {}

