@@ -16,7 +16,7 @@ test:  ## Run all tests, those against the real Triton included
 	.venv/bin/python -m pytest
 
 bench: ## Measure the project: out/bench/report.md
-	@tools/setup.sh tools
+	@tools/setup.sh bench
 	@.venv/bin/lipsync bench all
 
 check: ## Lint, formatting, types

@@ -27,10 +27,11 @@ from compositor.errors import InferenceFailed, InvalidInput
 Edge: TypeAlias = Literal["zeros", "silence"]
 """What a frame hears before the speech begins and after it ends.
 
-A window is outside the speech when it starts before its first or after its last sample.
+A window is outside the speech when it starts before its first or after its last sample, or later than the lookahead
+allows.
 `silence`: outside windows are the embedding of digital silence, as in a live session.
 `zeros`: as in training: zero vectors, but the first one outside on either side repeats its neighbour inside. At other
-rates than 25 fps this holds within each frame's own 16 windows, which are 40 ms apart.
+rates than 25 fps, and where the lookahead is cut, this holds within each frame's own 16 windows, 40 ms apart.
 """
 Windows: TypeAlias = NDArray[np.float32]
 """Input of the audio encoder, (n, 1, 80, 16): bands by columns."""
@@ -51,9 +52,28 @@ ENCODER_BATCH: Final = 32
 """Most windows in one run of an audio encoder: its max_batch_size, and how the compositor splits."""
 
 _OFFSETS: Final = range(FIRST_WINDOW, LAST_WINDOW + 1)
+_OFFSET_MS: Final = 1000 / WINDOWS_PER_SECOND
 _FRAME_SHAPE: Final = (32, 16, 16)
 _MIN_SAMPLES: Final = (WINDOW_COLUMNS - 1) * HOP  # shorter clips are lengthened with silence to one window
 _OUTSIDE: Final = -1  # stands for the start of a window outside the speech
+
+
+def _samples_needed(start: int) -> int:
+    """How much speech completes the window that starts at column `start`: its last column sees 400 samples ahead."""
+    return (start + WINDOW_COLUMNS - 1) * HOP + FFT_SIZE // 2
+
+
+def window_lookahead_ms(offset: int) -> float:
+    """How much speech after a frame's start its window at `offset`, -9..6, needs: 40 * offset + 187.5 + 25 ms.
+
+    15 hops of 12.5 ms lead to its last column, which sees 400 samples, 25 ms, ahead. Windows start at whole columns,
+    rounded down, so that a frame may need up to 12.5 ms less. Resampling adds its own lag.
+    """
+    return offset * _OFFSET_MS + 1000 * _samples_needed(0) / SAMPLE_RATE
+
+
+FULL_LOOKAHEAD_MS: Final = window_lookahead_ms(LAST_WINDOW)
+"""Speech after a frame's start that all its windows need: 452.5 ms."""
 
 
 def frame_count(samples: int, fps: int) -> int:
@@ -78,21 +98,23 @@ def clip_features(
     fps: int = 25,
     edge: Edge = "silence",
     batch: int = 32,
+    lookahead_ms: float = FULL_LOOKAHEAD_MS,
 ) -> Features:
     """Features of all frames of a whole clip, (n,) mono samples at `rate` Hz, straight from the definition.
 
     `encode` turns up to `batch` windows into embeddings. Windows that reach past the end move back to the last 16
-    columns; each distinct one is encoded once. Raises InvalidInput for bad samples, rate or fps, and InferenceFailed
-    for what is not an embedding. FeatureStream gives the same features from chunks.
+    columns; each distinct one is encoded once. `lookahead_ms`: see FeatureStream, which gives the same features from
+    chunks. Raises InvalidInput for bad samples, rate, fps or lookahead, and InferenceFailed for what is no embedding.
     """
     _check_options(fps, edge)
+    last = _last_offset(lookahead_ms)
     speech = Resampler(rate).push(as_samples(samples), last=True)
     mel = mel_spectrogram(np.pad(speech, (0, max(0, _MIN_SAMPLES - len(speech)))))
     frames = np.arange(frame_count(len(speech), fps), dtype=np.int64)[:, None]
     offsets = np.array(_OFFSETS, dtype=np.int64)
     ticks = WINDOWS_PER_SECOND * frames + offsets * fps  # when windows start, 25 * fps ticks a second
     starts = COLUMNS_PER_SECOND * ticks // (WINDOWS_PER_SECOND * fps)
-    inside = (ticks >= 0) & (ticks * SAMPLE_RATE < len(speech) * WINDOWS_PER_SECOND * fps)
+    inside = (ticks >= 0) & (ticks * SAMPLE_RATE < len(speech) * WINDOWS_PER_SECOND * fps) & (offsets <= last)
     distinct, rows = np.unique(np.minimum(starts[inside], len(mel) - WINDOW_COLUMNS), return_inverse=True)
     windows = _windows(mel, distinct)
     if edge == "silence":
@@ -116,12 +138,17 @@ class FeatureStream:
         stream.put_embeddings(embeddings)          # batches come back in the order they were taken
         features = stream.take_features()          # of the frames completed by now, in order
 
-    At 25 fps about one window a frame is to encode. Frame i is complete with the audio up to about 450 ms after its
-    start, plus the resampler's lag. Memory stays bounded while the caller takes what is there.
+    At 25 fps about one window a frame is to encode. Frame i is complete with its own first sample and the audio up to
+    `lookahead_ms` after its start, plus the resampler's lag; windows whose `window_lookahead_ms` is more are outside,
+    in every frame alike, whatever has come. FULL_LOOKAHEAD_MS cuts none; 0 leaves a frame its windows -9..-6.
+    Memory stays bounded while the caller takes what is there.
     """
 
-    def __init__(self, rate: int, fps: int = 25, edge: Edge = "silence") -> None:
+    def __init__(
+        self, rate: int, fps: int = 25, edge: Edge = "silence", lookahead_ms: float = FULL_LOOKAHEAD_MS
+    ) -> None:
         _check_options(fps, edge)
+        self._last_offset = _last_offset(lookahead_ms)
         self._resampler = Resampler(rate)
         self._mel_stream = MelStream()
         self._fps = fps
@@ -206,7 +233,7 @@ class FeatureStream:
     def take_features(self) -> Features:
         """Features of the frames completed since the last call, (m, 32, 16, 16), m may be 0."""
         frames: list[NDArray[np.float32]] = []
-        while self.frames_total is None or self._next_frame < self.frames_total:
+        while self._next_frame < frame_count(self._samples, self._fps):
             sources = [self._embeddings.get(start) for start in self._sources(self._next_frame)]
             embeddings = [source for source in sources if source is not None]
             if len(embeddings) < len(sources):
@@ -224,7 +251,7 @@ class FeatureStream:
         """Take in the columns of everything heard, and want the windows that they complete."""
         self._heard.clear()
         self._mel = np.concatenate([self._mel, columns])
-        pattern = _start_pattern(self._fps)
+        pattern = _start_pattern(self._fps, self._last_offset)
         starts = range(self._next_start, max(self._next_start, self._last_start + 1))
         self._wanted += [start for start in starts if pattern[start % COLUMNS_PER_SECOND]]
         self._next_start = starts.stop
@@ -248,13 +275,15 @@ class FeatureStream:
     def _sources(self, frame: int) -> list[int]:
         """The starts whose embeddings make up a frame, in order; _OUTSIDE for those outside the speech."""
         starts = window_starts(frame, self._fps)
-        first, stop = _inside(starts, frame, self._fps, self._samples if self._finished else None)
+        stop = self._last_offset - FIRST_WINDOW + 1
+        if self._finished:
+            stop = min(stop, _heard_of(frame, self._fps, self._samples))
+        first = min(stop, sum(start < 0 for start in starts))
         within = [min(start, self._last_start) if self._finished else start for start in starts[first:stop]]
         sources = [_OUTSIDE] * first + within + [_OUTSIDE] * (len(starts) - stop)
-        if self._edge == "zeros" and first > 0:
-            sources[first - 1] = within[0]
-        if self._edge == "zeros" and stop < len(starts):
-            sources[stop] = within[-1]
+        if self._edge == "zeros" and within:
+            sources[max(first - 1, 0)] = within[0]
+            sources[min(stop, LAST_WINDOW - FIRST_WINDOW)] = within[-1]
         return sources
 
     @property
@@ -263,25 +292,24 @@ class FeatureStream:
         return self._mel_start + len(self._mel) - WINDOW_COLUMNS
 
 
-def _samples_needed(start: int) -> int:
-    """How much speech completes the window that starts at column `start`: its last column sees 400 samples ahead."""
-    return (start + WINDOW_COLUMNS - 1) * HOP + FFT_SIZE // 2
+def _last_offset(lookahead_ms: float) -> int:
+    """The last window of a frame that `lookahead_ms` allows. Raises InvalidInput for less than none."""
+    if not lookahead_ms >= 0:
+        raise InvalidInput(f"a lookahead of {lookahead_ms} ms is less than none", field="lookahead_ms")
+    return int(min(LAST_WINDOW, (lookahead_ms - window_lookahead_ms(0)) // _OFFSET_MS))
 
 
-def _inside(starts: tuple[int, ...], frame: int, fps: int, samples: int | None) -> tuple[int, int]:
-    """Which of a frame's windows, first and stop, start within a speech of `samples` (None: it goes on)."""
-    first = sum(start < 0 for start in starts)
-    if samples is None:
-        return first, len(starts)
+def _heard_of(frame: int, fps: int, samples: int) -> int:
+    """How many of a frame's windows start before the end of a speech of `samples`."""
     end = samples * WINDOWS_PER_SECOND * fps
-    after = sum((WINDOWS_PER_SECOND * frame + m * fps) * SAMPLE_RATE >= end for m in _OFFSETS)
-    return first, len(starts) - after
+    return sum((WINDOWS_PER_SECOND * frame + m * fps) * SAMPLE_RATE < end for m in _OFFSETS)
 
 
 @functools.cache
-def _start_pattern(fps: int) -> tuple[bool, ...]:
-    """For each column of a second, whether a window of any frame starts there; every second is alike."""
-    starts = {start % COLUMNS_PER_SECOND for frame in range(fps) for start in window_starts(frame, fps)}
+def _start_pattern(fps: int, last: int) -> tuple[bool, ...]:
+    """For each column of a second, whether a window up to offset `last` starts there; every second is alike."""
+    allowed = last - FIRST_WINDOW + 1
+    starts = {start % COLUMNS_PER_SECOND for frame in range(fps) for start in window_starts(frame, fps)[:allowed]}
     return tuple(column in starts for column in range(COLUMNS_PER_SECOND))
 
 

@@ -13,13 +13,14 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .audio import SAMPLE_RATE
-from .blending import ROI_SIZE, set_prediction, split_planes
+from .blending import ROI_SIZE, Pixels, set_prediction, split_planes
 from .call import Call, Frame, Stages
 from .deadline import Deadline
 from .errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TenantNotFound, TritonUnavailable
@@ -43,6 +44,8 @@ BATCHES_AHEAD = 4
 CHUNK_S = 0.48
 """Speech of a stream that becomes features at once: 12 frames at 25 fps."""
 _BACK_OFF_S = 0.05
+_HANDED_OVER = 8
+"""Mouths that one thread of the pool gets at once: fewer would cost more hand-overs, more would leave threads idle."""
 
 
 class Compositor:
@@ -52,7 +55,7 @@ class Compositor:
         self.settings = settings
         self._triton = triton
         self._residency = residency
-        self._pool = pool
+        self.pool = pool
         self._tenants = Tenants(settings.model_repository)
 
     async def open(self, name: str, stages: Stages) -> Tenant:
@@ -88,7 +91,7 @@ class Compositor:
         visual: float32 (n, 6, 320, 320) for the classical call, which predicts from the caller's own pictures.
         """
         self._check_composite(call, numbers, features, visual)
-        size = self._batch_size(call.tenant)
+        size = self.batch_size(call.tenant)
         ahead = asyncio.Semaphore(BATCHES_AHEAD)
 
         async def work(batch: slice) -> list[Rendered]:
@@ -173,7 +176,7 @@ class Compositor:
 
     async def _batches(self, call: Call, samples: Samples, rate: int, fps: int) -> AsyncGenerator[Features, None]:
         """Features in batches of the size that the tenant takes, the last one perhaps smaller."""
-        size = self._batch_size(call.tenant)
+        size = self.batch_size(call.tenant)
         kept = np.empty((0, *FEATURE_SHAPE), np.float32)
         async with contextlib.aclosing(self._feature_stream(call, samples, rate, fps)) as stream:
             async for features in stream:
@@ -188,19 +191,20 @@ class Compositor:
         self, call: Call, samples: Samples, rate: int, fps: int
     ) -> AsyncGenerator[Features, None]:
         stream = FeatureStream(rate, fps, self.settings.audio.edge)
-        encoder = call.tenant.manifest.encoder
         step = max(1, int(rate * CHUNK_S))
         for begin in range(0, len(samples), step):
             with call.stages.measure("features_s"):
                 last = begin + step >= len(samples)
-                windows = await self._in_pool(_advance, stream, samples[begin : begin + step], last)
+                windows = await self.in_pool(_advance, stream, samples[begin : begin + step], last)
             if len(windows):
-                stream.put_embeddings(await self._embeddings(call, encoder, windows))
+                stream.put_embeddings(await self.embeddings(call, windows))
             features = stream.take_features()
             if len(features):
                 yield features
 
-    async def _embeddings(self, call: Call, encoder: str, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+    async def embeddings(self, call: Call, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings float32 (n, 512) of mel windows float32 (n, 1, 80, 16), by the tenant's audio encoder."""
+        encoder = call.tenant.manifest.encoder
         deadline = self._step_deadline(call)
         return await self._resident(
             encoder, call, deadline, "features_s", lambda: self._triton.embeddings(encoder, windows, deadline)
@@ -209,22 +213,45 @@ class Compositor:
     def _step_deadline(self, call: Call) -> Deadline:
         return call.step_deadline(self.settings.server.timeout_s)
 
-    def _batch_size(self, tenant: Tenant) -> int:
+    def batch_size(self, tenant: Tenant) -> int:
+        """Most frames in one request to Triton."""
         return min(tenant.manifest.max_batch_size, self.settings.triton.slot_frames)
 
     async def _batch(
         self, call: Call, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None = None
     ) -> list[Rendered]:
         """At most one request to Triton: mouths, then blend and encode in the pool."""
-        mouths = await self._mouths(call, numbers, features, visual)
-        try:
-            rendered = await self._in_pool(_render_all, call, numbers, mouths.crops)
-        finally:
-            # After a cancellation a thread may still read mouths that are being overwritten: its frames are dropped.
-            mouths.release()
+        works = [partial(render, call.tenant, number, output=call.output) for number in numbers]
+        rendered = await self._predict(call, numbers, features, works, visual)
         call.stages.blend_s += sum(frame.blend_s for frame in rendered)
         call.stages.encode_s += sum(frame.encode_s for frame in rendered)
         return rendered
+
+    async def predict(
+        self, call: Call, numbers: Sequence[int], features: Features, works: Sequence[Callable[[Pixels], Answer]]
+    ) -> list[Answer]:
+        """One request to Triton of at most `batch_size` frames; what each work makes, in the pool, of its mouth.
+
+        A work gets planes of BGR uint8 (3, 328, 328), whose memory is another's as soon as it returns.
+        """
+        return await self._predict(call, numbers, features, works, None)
+
+    async def _predict(
+        self,
+        call: Call,
+        numbers: Sequence[int],
+        features: Features,
+        works: Sequence[Callable[[Pixels], Answer]],
+        visual: NDArray[np.float32] | None,
+    ) -> list[Answer]:
+        mouths = await self._mouths(call, numbers, features, visual)
+        try:
+            parts = [slice(begin, begin + _HANDED_OVER) for begin in range(0, len(works), _HANDED_OVER)]
+            made = await asyncio.gather(*(self.in_pool(_carry_out, works[part], mouths.crops[part]) for part in parts))
+        finally:
+            # After a cancellation a thread may still read mouths that are being overwritten: its frames are dropped.
+            mouths.release()
+        return list(itertools.chain.from_iterable(made))
 
     async def _mouths(
         self, call: Call, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None
@@ -239,12 +266,12 @@ class Compositor:
                 "inference_s",
                 lambda: self._triton.predictions(model, visual, features, deadline),
             )
-            crops = await self._in_pool(_set_predictions, tenant, numbers, predictions)
+            crops = await self.in_pool(_set_predictions, tenant, numbers, predictions)
             return Mouths(crops, lambda: None)
         subject: NDArray[np.int32] | NDArray[np.uint8] = (
             np.array(numbers, np.int32)
             if tenant.manifest.crops == "resident"
-            else await self._in_pool(_crops, tenant, numbers)
+            else await self.in_pool(_crops, tenant, numbers)
         )
         return await self._resident(
             tenant.name,
@@ -283,9 +310,14 @@ class Compositor:
                 raise
             await asyncio.sleep(min(_BACK_OFF_S, deadline.remaining_s()))
 
-    async def _in_pool(self, work: Callable[..., Answer], *arguments: object) -> Answer:
+    async def load(self, call: Call) -> None:
+        """Returns when the tenant's model and its audio encoder are loaded."""
+        for model in (call.tenant.manifest.encoder, call.tenant.name):
+            await self._resident(model, call, self._step_deadline(call), "load_s", _nothing)
+
+    async def in_pool(self, work: Callable[..., Answer], *arguments: object) -> Answer:
         """Work that takes the CPU, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
 
     def frames_of(self, samples: int, rate: int, fps: int) -> int:
         """How many frames a speech of `samples` at `rate` Hz has."""
@@ -299,6 +331,10 @@ async def _first(working: deque[tuple[int, asyncio.Task[list[Rendered]]]]) -> tu
     return position, rendered
 
 
+async def _nothing() -> None:
+    """The request of a call that only wants a model to be loaded."""
+
+
 def _advance(stream: FeatureStream, samples: Samples, last: bool) -> NDArray[np.float32]:
     stream.push(samples)
     if last:
@@ -306,8 +342,8 @@ def _advance(stream: FeatureStream, samples: Samples, last: bool) -> NDArray[np.
     return stream.take_windows()
 
 
-def _render_all(call: Call, numbers: Sequence[int], crops: NDArray[np.uint8]) -> list[Rendered]:
-    return [render(call.tenant, number, crop, call.output) for number, crop in zip(numbers, crops, strict=True)]
+def _carry_out(works: Sequence[Callable[[Pixels], Answer]], crops: Pixels) -> list[Answer]:
+    return [work(crop) for work, crop in zip(works, crops, strict=True)]
 
 
 def _crops(tenant: Tenant, numbers: Sequence[int]) -> NDArray[np.uint8]:

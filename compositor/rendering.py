@@ -1,9 +1,16 @@
-"""One frame: a predicted mouth and a prepared frame in, the finished frame's bytes out. Pure; runs in threads."""
+"""One frame: a predicted mouth and a prepared frame in, the finished frame's bytes out. Pure; runs in threads.
+
+A mouth may be mixed with the frame's idle mouth, and the patch around it may come alone, for viewers that hold the
+prepared frames.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+
+import cv2
+import numpy as np
 
 from . import jpeg
 from .blending import Pixels, merge_planes, paste
@@ -29,22 +36,54 @@ class Output:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A finished frame and the CPU-bound stages' wall time in seconds."""
+    """A finished frame, or its patch alone, and the CPU-bound stages' wall time in seconds.
+
+    mouth: BGR uint8 (328, 328, 3), what was pasted: its own memory, where a prediction's is soon overwritten.
+    """
 
     data: bytes
+    mouth: Pixels
     blend_s: float
     encode_s: float
 
 
-def render(tenant: Tenant, number: int, mouth: Pixels, output: Output) -> Rendered:
-    """Frame `number` with a mouth, planes of BGR uint8 (3, 328, 328), in its crop rectangle."""
+def render(tenant: Tenant, number: int, planes: Pixels, output: Output) -> Rendered:
+    """Frame `number` with a predicted mouth, planes of BGR uint8 (3, 328, 328), in its crop rectangle."""
+    return compose(tenant, number, merge_planes(planes), output)
+
+
+def compose(
+    tenant: Tenant, number: int, mouth: Pixels, output: Output, weight: float = 1.0, *, alone: bool = False
+) -> Rendered:
+    """Frame `number` with a mouth, BGR uint8 (328, 328, 3), in its crop rectangle.
+
+    weight: how much of the mouth there is, 0 to 1; the rest is the prepared frame's own, idle one. alone: the patch
+    around the mouth as a JPEG of its own, at the prepared quality, whatever the output.
+    """
     begin = time.perf_counter()
     frame = tenant.frame(number)
     rect = tenant.rect(number).inside(frame.patch)
-    pixels = paste(tenant.background(number), merge_planes(mouth), rect, tenant.manifest.blend)
+    pixels = paste(tenant.background(number), mouth, rect, tenant.manifest.blend)
+    if weight < 1:
+        idle = idle_patch(tenant, number)
+        pixels = np.asarray(cv2.addWeighted(pixels, weight, idle, 1 - weight, 0), np.uint8)
     blended = time.perf_counter()
-    data = _encode(tenant, frame, pixels, output)
-    return Rendered(data, blended - begin, time.perf_counter() - blended)
+    data = _alone(frame, pixels) if alone else _encode(tenant, frame, pixels, output)
+    return Rendered(data, mouth, blended - begin, time.perf_counter() - blended)
+
+
+def idle_patch(tenant: Tenant, number: int) -> Pixels:
+    """The pixels of a prepared frame's patch, its idle mouth in it: BGR uint8 of the patch's shape."""
+    if tenant.manifest.idle == "background":
+        return tenant.background(number)
+    frame = tenant.frame(number)
+    patch = frame.patch
+    return jpeg.decode(frame.jpeg())[patch.y : patch.bottom, patch.x : patch.right]
+
+
+def _alone(frame: PreparedFrame, pixels: Pixels) -> bytes:
+    header, scan, _ = jpeg.split(jpeg.encode(pixels, frame.layout.encoding))
+    return b"".join((jpeg.mark_synthetic(header), scan, jpeg.EOI))
 
 
 def _encode(tenant: Tenant, frame: PreparedFrame, pixels: Pixels, output: Output) -> bytes:

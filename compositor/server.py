@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import cv2
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -25,6 +24,7 @@ from .proto import lipsync_v1_pb2 as pb
 from .proto import lipsync_v1_pb2_grpc as pb_grpc
 from .residency import Residency
 from .settings import Settings
+from .threads import keep_libraries_single_threaded
 from .transports.rpc import LipsyncService
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             f"model_repository: {settings.model_repository} is no directory; create it, or name another",
             field="model_repository",
         )
-    # Frames are the unit of parallelism; OpenCV's own threads would only compete with them.
-    cv2.setNumThreads(1)
+    keep_libraries_single_threaded()
     threads = settings.server.threads or os.cpu_count() or 1
     async with contextlib.AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="render"))

@@ -74,6 +74,42 @@ class TritonSettings(Section):
     )
 
 
+class HttpSettings(Section):
+    """The HTTP server: the page, WebSocket, health and metrics."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, without authentication.")
+    port: int = Field(8086, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
+    max_message_mb: int = Field(16, ge=1, le=160, description="Largest WebSocket message or upload, MiB.")
+    max_connections: int = Field(1024, ge=1, le=100_000, description="Most connections at once; more are refused.")
+
+
+class LiveSettings(Section):
+    """Live sessions."""
+
+    max_sessions: int = Field(128, ge=1, le=10_000, description="Most sessions at once; more are told to come back.")
+    start_timeout_s: float = Field(10, gt=0, le=600, description="How long a connection may wait before it starts.")
+    lookahead_ms: int = Field(
+        465,
+        ge=0,
+        le=465,
+        description="Speech after a frame's begin that its mouth is made from: less is faster, worse.",
+    )
+    margin_ms: int = Field(
+        80, ge=20, le=1000, description="Time from a frame's request to its showing: what inference may take."
+    )
+    frames_per_request: int = Field(
+        1, ge=1, le=50, description="Frames that a session asks for at once: more costs less CPU, and delay."
+    )
+    gather_ms: float = Field(
+        4, ge=0, le=40, description="How long a frame waits for those of other sessions, to be one request with them."
+    )
+    fade_ms: int = Field(120, ge=0, le=1000, description="How long the mouth takes between rest and speech.")
+    silence_dbfs: float = Field(
+        -50, ge=-100, le=0, description="Speech below this level (RMS) leaves the mouth at rest."
+    )
+    buffer_s: float = Field(300, ge=1, le=3600, description="Most speech that may wait to be shown, seconds.")
+
+
 class AudioSettings(Section):
     """Speech."""
 
@@ -96,6 +132,8 @@ class Settings(Section):
     model_repository: Path = Field(Path("model_repository"), description="Directory of tenants and encoders.")
     server: ServerSettings = ServerSettings()
     triton: TritonSettings = TritonSettings()
+    http: HttpSettings = HttpSettings()
+    live: LiveSettings = LiveSettings()
     audio: AudioSettings = AudioSettings()
     logging: LoggingSettings = LoggingSettings()
 

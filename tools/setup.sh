@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes .venv with the project and one of its extras, and sees that libturbojpeg is there.
-#   tools/setup.sh tools|dev
+#   tools/setup.sh tools|bench|dev
 # Does nothing, quickly, where all is as it should be. As root it installs missing system packages through apt;
 # otherwise it names them and stops.
 set -eu

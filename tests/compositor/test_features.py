@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,7 +14,14 @@ from numpy.typing import NDArray
 
 from compositor.audio import mel_spectrogram, resample
 from compositor.errors import InferenceFailed, InvalidInput
-from compositor.features import FeatureStream, clip_features, frame_count, window_starts
+from compositor.features import (
+    FULL_LOOKAHEAD_MS,
+    FeatureStream,
+    clip_features,
+    frame_count,
+    window_lookahead_ms,
+    window_starts,
+)
 
 Array = NDArray[np.float32]
 Edge = Literal["zeros", "silence"]
@@ -35,9 +43,11 @@ def noise(count: int, seed: int = 0) -> Array:
     return samples
 
 
-def streamed(samples: Array, rate: int, fps: int, edge: Edge, cuts: list[int]) -> tuple[Array, list[Array]]:
+def streamed(
+    samples: Array, rate: int, fps: int, edge: Edge, cuts: list[int], lookahead_ms: float = FULL_LOOKAHEAD_MS
+) -> tuple[Array, list[Array]]:
     """The features, and the windows that were to encode, of the clip in chunks of the given sizes, again and again."""
-    stream = FeatureStream(rate, fps, edge)
+    stream = FeatureStream(rate, fps, edge, lookahead_ms)
     features, windows = [], []
     sizes, start, turn = [*cuts, 480], 0, 0
 
@@ -85,6 +95,103 @@ def test_chunks_give_the_features_of_the_whole_clip(
     parts, _ = streamed(samples, rate, fps, edge, cuts)
     assert parts.dtype == np.float32
     np.testing.assert_allclose(parts, whole, atol=1e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from([8_000, 16_000, 24_000, 48_000]),
+    st.sampled_from([25, 30]) | st.integers(1, 60),
+    st.sampled_from(["zeros", "silence"]),
+    st.integers(0, 30_000) | st.integers(1, 40).map(lambda frames: frames * 640),
+    CUTS,
+    st.floats(0, 500) | st.integers(-5, 6).map(window_lookahead_ms),
+    st.integers(0, 2**32 - 1),
+)
+def test_chunks_give_the_features_of_the_whole_clip_with_any_lookahead(
+    rate: int, fps: int, edge: Edge, count: int, cuts: list[int], lookahead_ms: float, seed: int
+) -> None:
+    samples = noise(count, seed)
+    whole = clip_features(samples, rate, encode, fps, edge, lookahead_ms=lookahead_ms)
+    assert whole.shape == (frame_count(len(resample(samples, rate)), fps), 32, 16, 16)
+    parts, _ = streamed(samples, rate, fps, edge, cuts, lookahead_ms)
+    np.testing.assert_allclose(parts, whole, atol=1e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from([25, 30]) | st.integers(1, 60),
+    st.integers(1, 30_000),
+    st.floats(0, 500) | st.integers(-5, 6).map(window_lookahead_ms),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_cut_lookahead_silences_the_windows_that_start_later(
+    fps: int, count: int, lookahead_ms: float, seed: int
+) -> None:
+    samples = noise(count, seed)
+    full, cut = (
+        clip_features(samples, 16_000, encode, fps, lookahead_ms=ms).reshape(-1, 16, 512)
+        for ms in (FULL_LOOKAHEAD_MS, lookahead_ms)
+    )
+    hush = encode(np.full((1, 1, 80, 16), -4, np.float32))
+    for m in range(-9, 7):
+        kept = 40 * m + 187.5 + 25 <= lookahead_ms
+        expected = full[:, m + 9] if kept else np.broadcast_to(hush, (len(full), 512))
+        np.testing.assert_allclose(cut[:, m + 9], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("lookahead_ms", [0.0, 100.0, 252.5, 300.0])
+def test_zeros_with_a_cut_lookahead_repeats_the_last_window_that_it_allows(lookahead_ms: float) -> None:
+    rows = clip_features(noise(25_600), 16_000, encode, edge="zeros", lookahead_ms=lookahead_ms).reshape(-1, 16, 512)
+    last = max(j for j in range(16) if window_lookahead_ms(j - 9) <= lookahead_ms)
+    for frame in rows[9:30]:
+        assert frame[last].any()
+        np.testing.assert_array_equal(frame[last + 1], frame[last])
+        assert not frame[last + 2 :].any()
+
+
+@pytest.mark.parametrize("fps", [25, 30, 7])
+@pytest.mark.parametrize("edge", ["zeros", "silence"])
+@pytest.mark.parametrize("lookahead_ms", [0, 40, 252.5, 333.3, FULL_LOOKAHEAD_MS, 1_000])
+def test_a_frame_is_complete_with_the_audio_up_to_its_lookahead(fps: int, edge: Edge, lookahead_ms: float) -> None:
+    stream = FeatureStream(16_000, fps, edge, lookahead_ms)
+    samples = noise(32_000)
+    heard = 0
+    for frame in range(frame_count(10_000, fps)):
+        start_ms = 1_000 * frame / fps
+        end = max(math.ceil((start_ms + min(lookahead_ms, FULL_LOOKAHEAD_MS)) * 16), int(start_ms * 16) + 1)
+        stream.push(samples[heard:end])
+        heard = end
+        stream.put_embeddings(encode(stream.take_windows()))
+        stream.take_features()
+        assert stream.frames_taken > frame
+
+
+def test_the_full_lookahead_is_what_the_last_window_needs() -> None:
+    assert FULL_LOOKAHEAD_MS == 6 * 40 + 187.5 + 25
+    samples = noise(20_000)
+    full = clip_features(samples, 16_000, encode)
+    for more in (FULL_LOOKAHEAD_MS, 453, 10_000, float("inf")):
+        np.testing.assert_array_equal(clip_features(samples, 16_000, encode, lookahead_ms=more), full)
+    assert not np.array_equal(clip_features(samples, 16_000, encode, lookahead_ms=452.4), full)
+
+
+@pytest.mark.parametrize("fps", [25, 30])
+def test_a_cut_lookahead_encodes_no_more_windows(fps: int) -> None:
+    samples = noise(32_000)
+    sizes = [
+        sum(map(len, streamed(samples, 16_000, fps, "silence", [320], lookahead_ms)[1]))
+        for lookahead_ms in (0.0, FULL_LOOKAHEAD_MS)
+    ]
+    assert sizes[0] <= sizes[1]
+
+
+@pytest.mark.parametrize("lookahead_ms", [-1, -0.5, float("nan")])
+def test_a_lookahead_below_none_is_refused(lookahead_ms: float) -> None:
+    with pytest.raises(InvalidInput, match="is less than none") as caught:
+        FeatureStream(16_000, lookahead_ms=lookahead_ms)
+    assert caught.value.field == "lookahead_ms"
+    with pytest.raises(InvalidInput):
+        clip_features(noise(10), 16_000, encode, lookahead_ms=lookahead_ms)
 
 
 @pytest.mark.parametrize("fps", [25, 30])

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "compositor"
 LAYERS = [
-    ["errors", "geometry", "deadline", "settings", "proto"],
+    ["errors", "geometry", "deadline", "settings", "metrics", "clock", "batching", "threads", "proto"],
     [
         "pcm",
         "audio",
@@ -21,13 +21,16 @@ LAYERS = [
         "tenant",
         "tenants",
         "rendering",
+        "events",
+        "outbox",
+        "speech",
         "shared_memory",
         "slots",
         "inference",
     ],
     ["call", "residency", "pipeline"],
-    ["session"],
-    ["transports", "health", "metrics", "auth"],
+    ["playout", "session", "live", "conversation"],
+    ["transports", "health", "auth"],
     ["server"],
     ["__main__"],
 ]

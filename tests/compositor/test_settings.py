@@ -120,7 +120,7 @@ def test_an_unknown_key_in_the_file_gets_a_suggestion(tmp_path: Path) -> None:
     ]
     assert refusal(tmp_path, "sever: {port: 1}") == [
         "settings.yaml: sever: no such setting; did you mean server? "
-        "(allowed here: model_repository, server, triton, audio, logging)"
+        "(allowed here: model_repository, server, triton, http, live, audio, logging)"
     ]
     (line,) = refusal(tmp_path, "server: {zzz: 1}")
     assert line.startswith("settings.yaml: server.zzz: no such setting (allowed here: host, port, ")

@@ -104,13 +104,13 @@ def test_parts_are_taken_one_by_one(models: Path, source: Path, lipsync: Lipsync
     done = lipsync(
         "tenant", "add", "berta", "-r", models, "--model", source / "checkpoint" / "model_best.onnx",
         "--frames", source / "frames", "--crop-rects", source / "crop_rects.json", "--idle", "background",
-        "--crops", "sent", "--subsampling", "4:4:4", "--max-batch-size", 2, "--kind", "cpu", "--threads", 1,
+        "--crops", "sent", "--subsampling", "4:4:4", "--max-batch-size", 3, "--kind", "cpu", "--threads", 1,
         "--visual", "visual", "--audio", "audio", "--output", "output",
     )  # fmt: skip
     assert (done.status, done.err) == (0, "")
     manifest = Tenant(models, "berta").manifest
     assert (manifest.idle, manifest.crops, manifest.subsampling.value, manifest.max_batch_size) == (
-        "background", "sent", "4:4:4", 2
+        "background", "sent", "4:4:4", 3
     )  # fmt: skip
     config = (models / "berta" / "config.pbtxt").read_text()
     assert "KIND_CPU" in config

@@ -34,7 +34,7 @@ def check_common(config: Any, name: str, batch: int, kind: str, threads: int) ->
     assert not config.dynamic_batching.HasField("default_queue_policy")
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     values = {key: value.string_value for key, value in config.parameters.items()}
-    assert values == {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"}
+    assert values == {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1", "enable_mem_pattern": "0"}
 
 
 @pytest.mark.parametrize("kind", ["auto", "cpu", "gpu"])
@@ -47,6 +47,12 @@ def test_a_tenants(mode: CropsMode, subject: tuple[str, str, list[int]], kind: K
     check_common(config, "anna-1", 3, f"KIND_{kind.upper()}", 5)
     assert tensors(config.input) == {subject[0]: subject[1:], "audio": ("TYPE_FP32", [32, 16, 16])}
     assert tensors(config.output) == {"mouth": ("TYPE_UINT8", [3, 328, 328]), "finite": ("TYPE_BOOL", [1])}
+
+
+def test_memory_settings_take_the_place_of_the_usual_ones() -> None:
+    config = parsed(model_config.tenant_config("anna", "resident", 1, "cpu", 1, {"enable_mem_arena": "0"}))
+    values = {key: value.string_value for key, value in config.parameters.items()}
+    assert values == {"intra_op_thread_count": "1", "inter_op_thread_count": "1", "enable_mem_arena": "0"}
 
 
 def test_a_raw_models() -> None:

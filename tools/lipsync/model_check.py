@@ -41,7 +41,7 @@ from lipsync.model_rules import make_dynamic
 
 _log = logging.getLogger(__name__)
 
-# ONNX Runtime's arena takes 330-370 MB a frame of the batch at full width; 4 frames and room for larger models.
+# ONNX Runtime takes 165-230 MB a frame of the batch at full width; 4 frames and room for larger models.
 DEFAULT_MEMORY_LIMIT_BYTES = 8 << 30
 DEFAULT_TIMEOUT_S = 120.0
 _NO_NAMES: Mapping[str, str] = {}

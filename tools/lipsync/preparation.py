@@ -30,6 +30,7 @@ from compositor.geometry import Box
 from compositor.jpeg import Encoding, Layout, Subsampling
 
 from .fusing import CropsMode, fuse
+from .model_config import TENANT_BATCH
 from .model_interface import one_line
 from .sources import FrameSource, Source
 
@@ -52,7 +53,7 @@ class Choices:
     crops: CropsMode | None = None
     encoder: str = files.AUDIO_ENCODER
     fps: int = 25
-    max_batch_size: int = 4
+    max_batch_size: int = TENANT_BATCH
 
 
 @dataclass(frozen=True)

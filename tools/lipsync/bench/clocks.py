@@ -38,14 +38,20 @@ class Contestant:
     units: int = 1
 
 
+def process_clock(pid: int) -> int:
+    """The CPU clock of a process, all its threads, for `time.clock_gettime`, as clock_getcpuclockid(3) makes it.
+
+    Exact, where /proc/<pid>/stat counts in ticks of 10 ms.
+    """
+    return (~pid << 3) | 2
+
+
 class Clock:
     """Reads this process's time and, where given, that of a session's processes, which must live on meanwhile."""
 
     def __init__(self, session: int | None = None) -> None:
         """session: the session id of the server's processes, such as `EmbeddedTriton.keeper_pid`."""
-        # CLOCK_PROCESS_CPUTIME_ID of another process, as clock_getcpuclockid(3) makes it: exact, where /proc/<pid>/stat
-        # counts in ticks of 10 ms.
-        self._clocks = [(~pid << 3) | 2 for pid in session_members(session)] if session is not None else []
+        self._clocks = [process_clock(pid) for pid in session_members(session)] if session is not None else []
 
     def cost(self, contestant: Contestant) -> Cost:
         """The cost of one unit of work, averaged over one round."""

@@ -72,7 +72,10 @@ class Target:
 
 @dataclass(frozen=True)
 class PartReport:
-    """What one part found. `plotted` is the quantity that the plot shows; a part that failed has only `failure`."""
+    """What one part found. `plotted` is the quantity that the plot shows; a part that failed has only `failure`.
+
+    files: what shall lie beside the report, text by name such as `flame.svg`.
+    """
 
     name: str
     title: str
@@ -84,6 +87,7 @@ class PartReport:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     failure: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,10 @@ class Report:
         return not any(part.failure for part in self.parts)
 
     def as_json(self) -> dict[str, Any]:
-        """Nested dictionaries and lists of plain values; each target says whether it is `met`."""
+        """Nested dictionaries and lists of plain values; each target says whether it is `met`, files are names only."""
         values = asdict(self)
         for part, plain in zip(self.parts, values["parts"], strict=True):
+            plain["files"] = list(part.files)
             for target, entry in zip(part.targets, plain["targets"], strict=True):
                 entry["met"] = target.met
         return values

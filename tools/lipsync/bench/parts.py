@@ -8,11 +8,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import compositing, machine, memory, wire
+from . import baselines, compositing, inference_memory, load, machine, memory, wire
 from .figures import PartReport, Report
 from .part import Part, Progress, Run, carry_out
 
-PARTS: tuple[Part, ...] = (wire.PART, compositing.PART, memory.PART)
+PARTS: tuple[Part, ...] = (
+    wire.PART,
+    compositing.PART,
+    memory.PART,
+    inference_memory.PART,
+    baselines.PART,
+    load.part(load.Demand(seconds=20)),
+)
 
 
 def measure(parts: Sequence[Part], progress: Progress, *, quick: bool = False) -> Report:

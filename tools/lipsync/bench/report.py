@@ -11,11 +11,14 @@ from .plot import draw
 
 
 def write(folder: Path, stem: str, report: Report) -> None:
-    """Writes `<stem>.json`, `<stem>.md` and `<stem>.svg` into `folder`."""
+    """Writes `<stem>.json`, `<stem>.md` and `<stem>.svg` into `folder`, and the parts' files as `<stem>-<name>`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n")
     (folder / f"{stem}.svg").write_text(draw(report))
     (folder / f"{stem}.md").write_text(markdown(report, f"{stem}.svg"))
+    for part in report.parts:
+        for name, text in part.files.items():
+            (folder / f"{stem}-{name}").write_text(text)
 
 
 def markdown(report: Report, plot: str) -> str:
@@ -49,10 +52,10 @@ def _lines(report: Report, plot: str) -> Iterator[str]:
     yield f"Load average over a minute: {loads}."
     yield ""
     for part in report.parts:
-        yield from _part(part)
+        yield from _part(part, plot.removesuffix(".svg"))
 
 
-def _part(part: PartReport) -> Iterator[str]:
+def _part(part: PartReport, stem: str) -> Iterator[str]:
     yield f"## {part.title}"
     yield ""
     if part.failure:
@@ -68,9 +71,10 @@ def _part(part: PartReport) -> Iterator[str]:
     yield from _table(
         ("case", "what", "quantity", "figure", "repetitions"), [_figure(figure) for figure in part.figures]
     )
-    for note in part.notes:
+    notes = [*part.notes, *(f"[{name}]({stem}-{name})" for name in part.files)]
+    for note in notes:
         yield f"- {note}"
-    if part.notes:
+    if notes:
         yield ""
 
 

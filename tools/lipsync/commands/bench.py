@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lipsync.bench import ceiling
+from lipsync.bench import load as viewers
 from lipsync.bench.figures import Report
 from lipsync.bench.part import Part
 from lipsync.bench.parts import PARTS, measure
+from lipsync.bench.readme import rewrite
 from lipsync.bench.report import number, write
 from lipsync.tritonserver import default_home, install
 
@@ -24,6 +27,16 @@ app = typer.Typer(no_args_is_help=True, help="Measure the project: a report as J
 Output = Annotated[Path, typer.Option("--output", "-o", help="The folder for the report.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it works; the figures mean nothing.")]
 OUTPUT = Path("out/bench")
+README, PUBLISHED = "README.md", "benchmarks.json"
+
+
+def _seconds(text: str) -> int:
+    """Seconds of a time as locust takes it: 30, 30s, 5m, 1h30m."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    if not (found := 3600 * hours + 60 * minutes + seconds):
+        raise typer.BadParameter(f"{text!r} is no time; give such as 30s, 5m or 1h30m", param_hint="--time")
+    return found
 
 
 @app.command("all")
@@ -31,7 +44,11 @@ def all_(
     output: Output = OUTPUT,
     quick: Quick = False,
     publish: Annotated[
-        Path | None, typer.Option(help="Also write benchmarks.json, .md and .svg into this folder (docs).")
+        Path | None,
+        typer.Option(
+            help="Also write benchmarks.json, .md and .svg into this folder (docs), and the numbers of the README.md "
+            "beside it."
+        ),
     ] = None,
 ) -> None:
     """Everything, in under ten minutes on two cores: report.json, report.md and report.svg."""
@@ -39,6 +56,8 @@ def all_(
     write(output, "report", report)
     if publish is not None:
         write(publish, "benchmarks", report)
+        if (publish.absolute().parent / README).is_file():
+            rewrite(publish.absolute().parent / README, publish / PUBLISHED)
     _tell(report, output / "report.md")
 
 
@@ -52,7 +71,19 @@ def _command(part: Part) -> Callable[[Path, bool], None]:
 
 
 for _part in PARTS:
+    if _part.name == "load":  # has a command of its own, with options
+        continue
     app.command(_part.name, help=f"{_part.title}.")(_command(_part))
+
+
+@app.command("readme")
+def readme_(
+    page: Annotated[Path, typer.Argument(metavar="README", help="The README.")] = Path(README),
+    report: Annotated[Path, typer.Option(help="The published report, JSON.")] = Path("docs") / PUBLISHED,
+) -> None:
+    """Write the README's numbers anew from the published report, without measuring."""
+    rewrite(page, report)
+    out.print(f"wrote {page}")
 
 
 @app.command()
@@ -70,8 +101,51 @@ def triton(
     _tell(report, output / "triton.md")
 
 
-def _measure(parts: Sequence[Part], *, quick: bool) -> Report:
-    install(default_home(), err.print)
+@app.command()
+def load(
+    users: Annotated[int, typer.Option("--users", "-u", min=1, max=10_000, help="Viewers at once.")] = 4,
+    host: Annotated[
+        str | None, typer.Option(help="gRPC address of a compositor that runs, host:port; default: start one.")
+    ] = None,
+    time: Annotated[str, typer.Option("--time", "-t", help="How long: 30s, 5m, 1h30m.")] = "30s",
+    spawn_rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Viewers that come a second; default: all at once.")
+    ] = None,
+    zipf: Annotated[
+        float, typer.Option(min=0, max=10, help="Exponent of the tenants' popularity; 0: all alike.")
+    ] = 1.0,
+    tenants: Annotated[
+        str, typer.Option(metavar="ID,ID,...", help="The tenants, the most wanted first; default: all.")
+    ] = "",
+    repository: Annotated[
+        Path | None,
+        typer.Option("--repository", "-r", help="The tenants' model repository; default: a new one of small tenants."),
+    ] = None,
+    flat_out: Annotated[
+        bool, typer.Option("--flat-out", help="Ask again at once, without watching each speech to its end.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Longest that one speech may take, seconds.")] = 60.0,
+    web: Annotated[
+        bool, typer.Option("--web", help="Start and stop on locust's web page; the report follows Ctrl-C.")
+    ] = False,
+    web_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of locust's web page.")] = 8089,
+    output: Output = OUTPUT,
+    quick: Quick = False,
+) -> None:
+    """Viewers by locust on the whole service: first frame, frame gaps, late frames, total, and the CPU of each side."""
+    names = [name.strip() for name in tenants.split(",") if name.strip()]
+    port = web_port if web else None
+    demand = viewers.Demand(users, _seconds(time), spawn_rate, zipf, names, flat_out, timeout, port)
+    if web:
+        err.print(f"locust's page will be at http://127.0.0.1:{web_port}; Ctrl-C ends it and writes the report")
+    report = _measure([viewers.part(demand, host, repository)], quick=quick, embedded=host is None)
+    write(output, "load", report)
+    _tell(report, output / "load.md")
+
+
+def _measure(parts: Sequence[Part], *, quick: bool, embedded: bool = True) -> Report:
+    if embedded:
+        install(default_home(), err.print)
     with progress() as report:
         return measure(parts, report, quick=quick)
 

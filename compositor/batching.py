@@ -1,0 +1,88 @@
+"""Joins what many callers want at about the same time into one request: the work's items go in, their answers come out.
+
+Frames of one tenant's sessions are due together; one request for all of them costs little more than one for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class _Wish(Generic[Item, Answer]):
+    """One caller's items, and where their answers go."""
+
+    items: Sequence[Item]
+    done: asyncio.Future[list[Answer]]
+
+
+class Batcher(Generic[Item, Answer]):
+    """Calls `run` with at most `most` items, gathered for at most `wait_s` after the first."""
+
+    def __init__(self, run: Callable[[list[Item]], Awaitable[Sequence[Answer]]], most: int, wait_s: float) -> None:
+        self._run = run
+        self._most = most
+        self._wait_s = wait_s
+        self._wishes: list[_Wish[Item, Answer]] = []
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, items: Sequence[Item]) -> list[Answer]:
+        """The answers to at most `most` items, in their order. Raises what `run` raises for the batch that they were in.
+
+        A caller that goes away before its batch left takes its items along.
+        """
+        if not 1 <= len(items) <= self._most:
+            raise ValueError(f"{len(items)} items where 1 to {self._most} fit a batch")
+        if self._count + len(items) > self._most:
+            self._send()
+        wish = _Wish[Item, Answer](items, asyncio.get_running_loop().create_future())
+        self._wishes.append(wish)
+        self._count += len(items)
+        if self._count == self._most:
+            self._send()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._send)
+        return await wish.done
+
+    async def close(self) -> None:
+        """Ends the requests that are under way; their callers see the cancellation."""
+        self._send()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _send(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wishes = [wish for wish in self._wishes if not wish.done.done()]
+        self._wishes, self._count = [], 0
+        if wishes:
+            task = asyncio.create_task(self._serve(wishes))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, wishes: list[_Wish[Item, Answer]]) -> None:
+        try:
+            answers = list(await self._run([item for wish in wishes for item in wish.items]))
+        except asyncio.CancelledError:
+            for wish in wishes:
+                wish.done.cancel()
+            raise
+        except Exception as error:
+            for wish in wishes:
+                if not wish.done.done():
+                    wish.done.set_exception(error)
+            return
+        for wish in wishes:
+            own, answers = answers[: len(wish.items)], answers[len(wish.items) :]
+            if not wish.done.done():
+                wish.done.set_result(own)

@@ -1,0 +1,139 @@
+"""What all live sessions share: the stage on which they perform, their number, and what is told of them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batching import Batcher
+from .call import Call, Stages
+from .clock import Clock, MonotonicClock
+from .deadline import Deadline
+from .errors import Overloaded
+from .events import Start
+from .features import ENCODER_BATCH, Windows
+from .metrics import Metrics
+from .pipeline import Compositor
+from .rendering import Output, Rendered
+from .session import Ask, Session
+from .settings import Settings
+from .tenant import Tenant
+
+_WORTHLESS_S = 2.0
+"""How long a picture is worth waiting for; by then its time has long gone by."""
+
+
+class Live:
+    """All live sessions. Also their stage: frames of a tenant's sessions that are due together are one request."""
+
+    def __init__(
+        self, compositor: Compositor, settings: Settings, metrics: Metrics, clock: Clock | None = None
+    ) -> None:
+        self.settings = settings
+        self.sessions: dict[str, Session] = {}
+        self._compositor = compositor
+        self._metrics = metrics
+        self._clock = clock or MonotonicClock()
+        self._frames: dict[Tenant, Batcher[Ask, Rendered]] = {}
+        self._windows: dict[str, Batcher[NDArray[np.float32], NDArray[np.float32]]] = {}
+
+    async def begin(self, start: Start) -> Session:
+        """A new session. Raises Overloaded where there are too many, and what `Session.open` raises."""
+        most = self.settings.live.max_sessions
+        if len(self.sessions) >= most:
+            raise Overloaded(f"{most} sessions are live already", retry_after_s=5)
+        name = secrets.token_hex(8)
+        session = await Session.open(name, start, self, self.settings, self._clock, self._metrics)
+        self.sessions[name] = session
+        self._metrics.sessions.set(len(self.sessions))
+        self._metrics.sessions_opened.inc()
+        return session
+
+    async def end(self, session: Session) -> None:
+        """Closes a session; it leaves nothing behind."""
+        self.sessions.pop(session.name, None)
+        self._metrics.sessions.set(len(self.sessions))
+        self._metrics.dropped.inc(session.outbox.dropped)
+        self._metrics.dropped_audio.inc(session.outbox.dropped_audio)
+        await session.close()
+        in_use = {each.tenant for each in self.sessions.values()}
+        for tenant in [tenant for tenant in self._frames if tenant not in in_use]:
+            await self._frames.pop(tenant).close()
+
+    def stats(self) -> dict[str, Any]:
+        """The sessions, for people: JSON."""
+        return {
+            "sessions": [
+                {
+                    "session": session.name,
+                    "tenant": session.tenant.name,
+                    "epoch": session.epoch,
+                    "fps": session.playout.fps,
+                    "position_s": round((session.playout.tick + 1) / session.playout.fps, 3),
+                    "pictures": session.playout.counts,
+                    "dropped": session.outbox.dropped,
+                }
+                for session in self.sessions.values()
+            ]
+        }
+
+    # The stage.
+
+    @property
+    def pool(self) -> Executor:
+        return self._compositor.pool
+
+    async def open(self, name: str) -> Tenant:
+        return await self._compositor.open(name, Stages())
+
+    async def load(self, tenant: Tenant) -> None:
+        await self._compositor.load(_call(tenant, self.settings.server.timeout_s))
+
+    async def embed(self, tenant: Tenant, windows: Windows) -> NDArray[np.float32]:
+        encoder = tenant.manifest.encoder
+        batcher = self._windows.get(encoder)
+        if batcher is None:
+            work = partial(self._embed, tenant)
+            batcher = self._windows[encoder] = Batcher(work, ENCODER_BATCH, self._gather_s)
+        parts = [
+            await batcher.ask(list(windows[begin : begin + ENCODER_BATCH]))
+            for begin in range(0, len(windows), ENCODER_BATCH)
+        ]
+        return np.stack([embedding for part in parts for embedding in part])
+
+    async def predict(self, tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
+        batcher = self._frames.get(tenant)
+        if batcher is None:
+            size = self._compositor.batch_size(tenant)
+            batcher = self._frames[tenant] = Batcher(partial(self._predict, tenant), size, self._gather_s)
+        most = self._compositor.batch_size(tenant)
+        rendered: list[Rendered] = []
+        for begin in range(0, len(asks), most):
+            rendered += await batcher.ask(asks[begin : begin + most])
+        return rendered
+
+    @property
+    def _gather_s(self) -> float:
+        return self.settings.live.gather_ms / 1000
+
+    async def _embed(self, tenant: Tenant, windows: list[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
+        call = _call(tenant, self.settings.server.timeout_s)
+        return list(await self._compositor.embeddings(call, np.stack(windows)))
+
+    async def _predict(self, tenant: Tenant, asks: list[Ask]) -> list[Rendered]:
+        self._metrics.batch.observe(len(asks))
+        call = _call(tenant, _WORTHLESS_S)
+        features = np.stack([ask.features for ask in asks])
+        return await self._compositor.predict(
+            call, [ask.number for ask in asks], features, [ask.finish for ask in asks]
+        )
+
+
+def _call(tenant: Tenant, seconds: float) -> Call:
+    return Call(tenant, Output(), Stages(), Deadline.after(seconds))

@@ -1,0 +1,291 @@
+"""A live session: speech goes in as it is said, pictures come out when their time has come, and idle ones in between.
+
+Turns speech into frames asked for ahead of their time, and paces what `Playout` shows by one clock. Knows no transport
+and no Triton: its `Stage` predicts, and its `Outbox` waits for the viewer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import SILENCE_MEL
+from .clock import Clock
+from .errors import DeadlinePassed, InvalidInput, LipsyncError, Overloaded, TritonUnavailable
+from .events import Failed, PlaybackFinished, Start, Started
+from .features import EMBEDDING, MAX_FPS, Windows
+from .metrics import Metrics
+from .outbox import Outbox
+from .pcm import check_rate
+from .playout import Playout, Slot
+from .rendering import Rendered
+from .settings import Settings
+from .speech import SAMPLE_BYTES, Segment
+from .tenant import Tenant
+
+log = logging.getLogger(__name__)
+
+_PASSING = (TritonUnavailable, DeadlinePassed, Overloaded)
+"""What makes pictures late, but does not end the speech."""
+_AUDIO_HELD_S = 0.5
+"""Speech that may wait for a viewer who does not take it."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One frame to predict: its background, its audio features float32 (32, 16, 16), and what makes a picture of the
+    predicted mouth, planes uint8 (3, 328, 328), in a thread."""
+
+    number: int
+    features: NDArray[np.float32]
+    finish: partial[Rendered]
+
+
+class Stage(Protocol):
+    """What a session needs of the rest of the service."""
+
+    @property
+    def pool(self) -> Executor: ...
+
+    async def open(self, name: str) -> Tenant: ...
+
+    async def load(self, tenant: Tenant) -> None:
+        """Returns when the tenant's models are loaded."""
+
+    async def embed(self, tenant: Tenant, windows: Windows) -> NDArray[np.float32]:
+        """Audio embeddings (n, 512) of mel windows (n, 1, 80, 16)."""
+
+    async def predict(self, tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
+        """A finished picture for each."""
+
+
+class Session:
+    """One viewer's session. Made by `Session.open`, ended by `close`; what it tells waits in `outbox`."""
+
+    def __init__(
+        self, name: str, start: Start, tenant: Tenant, stage: Stage, settings: Settings, clock: Clock, metrics: Metrics
+    ) -> None:
+        self.name = name
+        self.tenant = tenant
+        self.start = start
+        self.epoch = 0
+        self.error: LipsyncError | None = None
+        """What ended the session by itself, if anything did."""
+        self.outbox = Outbox(start.flow, int(_AUDIO_HELD_S * start.sample_rate) * SAMPLE_BYTES[start.encoding])
+        self.playout = Playout(start, tenant, self.outbox, stage.pool, settings.live, clock, metrics)
+        self._stage, self._settings, self._clock, self._metrics = stage, settings, clock, metrics
+        self._segments: deque[Segment] = deque()  # those whose end was not shown
+        self._open: Segment | None = None  # the one that takes speech
+        self._silence: NDArray[np.float32] | None = None
+        self._moved = asyncio.Event()
+        self._pacing: asyncio.Task[None] | None = None
+        self._speaking: asyncio.Task[None] | None = None
+        self._works: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(
+        cls, name: str, start: Start, stage: Stage, settings: Settings, clock: Clock, metrics: Metrics
+    ) -> Session:
+        """A session that shows its first picture at once. Raises InvalidInput, TenantNotFound, TenantBroken."""
+        check_rate(start.sample_rate)
+        if not 0 <= start.fps <= MAX_FPS:
+            raise InvalidInput(
+                f"fps {start.fps} is out of range: use 1 to {MAX_FPS}, or 0 for the tenant's own", field="fps"
+            )
+        if start.start < 0:
+            raise InvalidInput("start is negative: give a position in the order of backgrounds", field="start")
+        if start.output.raw:
+            raise InvalidInput("live frames are JPEG: BGR24 is for Composite and Generate", field="output.format")
+        session = cls(name, start, await stage.open(start.tenant), stage, settings, clock, metrics)
+        session._announce()
+        session._pacing = asyncio.create_task(session._guard(session._pace()))
+        session._speaking = session._work(session._speak())
+        return session
+
+    def push(self, data: bytes) -> None:
+        """More speech, in chunks of any size. Raises Overloaded where too much waits to be shown."""
+        if not data:
+            return
+        if self._open is None:
+            live = self._settings.live
+            self._open = Segment(
+                self.start.sample_rate,
+                self.start.encoding,
+                self.playout.fps,
+                edge=self._settings.audio.edge,
+                lookahead_ms=live.lookahead_ms,
+                floor_dbfs=live.silence_dbfs,
+                most_s=live.buffer_s,
+                begin_s=self._clock.now_s(),
+            )
+            self._segments.append(self._open)
+        self._open.push(data)
+        self._moved.set()
+
+    def end_segment(self) -> None:
+        """The speech so far is whole. Raises InvalidInput where its last sample is not."""
+        if self._open is not None:
+            self._open.end()
+            self._open = None
+
+    def interrupt(self) -> None:
+        """Drops all speech; the answer says how much of it was shown."""
+        self._metrics.interrupts.inc()
+        self._restart()
+
+    async def switch(self, tenant: str) -> None:
+        """Goes on with another tenant. Raises as `open` does, and then nothing changes."""
+        other = await self._stage.open(tenant)
+        self._restart()
+        self.tenant = other
+        self._silence = None
+        self.playout.change(other)
+        self._announce()
+
+    async def finish(self) -> None:
+        """Returns when all speech so far was shown, or the session has ended."""
+        self.end_segment()
+        while self._segments and self.error is None:
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def close(self) -> None:
+        """Ends the session's work and its events."""
+        tasks = [task for task in (self._pacing, *self._works) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.outbox.close()
+
+    def _announce(self) -> None:
+        manifest, playout = self.tenant.manifest, self.playout
+        rate, lookahead_ms = self.start.sample_rate, self._settings.live.lookahead_ms
+        size = (manifest.width, manifest.height, manifest.frames)
+        self.outbox.put(Started(self.name, self.tenant.name, self.epoch, rate, playout.fps, *size, lookahead_ms))
+
+    def _work(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._guard(work))
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+        return task
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """What a task dies of ends the session, and is told."""
+        try:
+            await work
+        except LipsyncError as error:
+            self._end(error)
+        except Exception:
+            log.exception("session %s failed in a way that nobody foresaw", self.name)
+            self._end(LipsyncError("internal error; the service's log has the details"))
+
+    def _end(self, error: LipsyncError) -> None:
+        self.error = self.error or error
+        self.outbox.close()
+        self._moved.set()
+
+    async def _pace(self) -> None:
+        """Shows one tick after another. All sessions' ticks fall on one grid, so that their frames make one request."""
+        period_s = 1 / self.playout.fps
+        origin = int(self._clock.now_s() * self.playout.fps) + 1
+        tick = 0
+        while True:
+            due_s = (origin + tick) * period_s
+            await self._clock.sleep_until(due_s)
+            for segment in self.playout.show(tick, self.epoch, due_s):
+                self._segments.remove(segment)
+            self._moved.set()
+            tick += 1
+
+    async def _speak(self) -> None:
+        """Asks for the frames of one segment after another."""
+        await self._stage.load(self.tenant)
+        done: Segment | None = None
+        while True:
+            segments = list(self._segments)
+            waiting = segments[segments.index(done) + 1 :] if done in segments else segments
+            if not waiting:
+                self._moved.clear()
+                await self._moved.wait()
+                continue
+            done = waiting[0]
+            try:
+                await self._perform(done)
+            except LipsyncError as error:
+                self._fail(done, error)
+
+    async def _perform(self, segment: Segment) -> None:
+        """Places a segment's frames on ticks and asks for them, as far ahead as the playout wants."""
+        asks: list[tuple[Slot, Ask]] = []
+        async with contextlib.aclosing(segment.frames(self._embed)) as frames:
+            async for features in frames:
+                slot = self.playout.place(segment, silent=features is None)
+                if features is not None:
+                    asks.append((slot, Ask(self.playout.number(slot.tick), features, self.playout.finish(slot))))
+                if asks and (features is None or len(asks) == self._settings.live.frames_per_request):
+                    self._work(self._fill(segment, asks))
+                    asks = []
+                while self.playout.full:
+                    self._moved.clear()
+                    await self._moved.wait()
+        if asks:
+            self._work(self._fill(segment, asks))
+        self.playout.end(segment)
+
+    async def _fill(self, segment: Segment, asks: list[tuple[Slot, Ask]]) -> None:
+        try:
+            pictures = await self._stage.predict(self.tenant, [ask for _, ask in asks])
+        except _PASSING as error:
+            log.debug("session %s: pictures are late: %s", self.name, error.message)
+        except LipsyncError as error:
+            self._fail(segment, error)
+        else:
+            for (slot, _), picture in zip(asks, pictures, strict=True):
+                slot.picture = picture
+
+    async def _embed(self, windows: Windows) -> NDArray[np.float32]:
+        """As the stage, but digital silence only once."""
+        silent = (windows == SILENCE_MEL).all(axis=(1, 2, 3))
+        if self._silence is None and silent.any():
+            self._silence = (await self._stage.embed(self.tenant, windows[silent][:1]))[0]
+        embeddings = np.empty((len(windows), EMBEDDING), np.float32)
+        if self._silence is not None:
+            embeddings[silent] = self._silence
+        if not silent.all():
+            embeddings[~silent] = await self._stage.embed(self.tenant, windows[~silent])
+        return embeddings
+
+    def _fail(self, segment: Segment, error: LipsyncError) -> None:
+        """A segment cannot be shown; the session goes on."""
+        if segment in self._segments:
+            log.warning("session %s: a segment failed: %s", self.name, error.message)
+            self._metrics.failures.labels(error.reason).inc()
+            self.outbox.put(Failed(self.playout.pts(self.playout.tick + 1), self.epoch, error))
+            self._restart()
+
+    def _restart(self) -> None:
+        """Drops all speech and what was made of it."""
+        self.epoch += 1
+        position = self._segments[0].shown if self._segments else 0
+        self._segments.clear()
+        self._open = None
+        self.playout.drop()
+        self.outbox.withdraw()
+        pts = self.playout.pts(self.playout.tick + 1)
+        self.outbox.put(PlaybackFinished(pts, self.epoch, position, interrupted=True))
+        current = asyncio.current_task()
+        for task in self._works - {current}:
+            task.cancel()
+        if self._speaking is not current:
+            self._speaking = self._work(self._speak())
+        self._moved.set()
