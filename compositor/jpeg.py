@@ -1,8 +1,9 @@
-"""Baseline JPEG with restart markers: encode, decode, and splice a freshly encoded patch into a prepared frame.
+"""Baseline JPEG with restart markers: encode, decode, splice a freshly encoded patch into a prepared frame, cut it out.
 
 Pixels go in, JPEG bytes come out. Restart markers make runs of MCUs independent of each other, so the runs that a patch
 covers can be exchanged without touching the rest: `splice` gives the very bytes that encoding the whole changed frame
-would give. This module is the only one that knows the JPEG library, and knows nothing of tenants.
+would give, and `prepared_patch_jpeg` takes the patch out without decoding anything. This module is the only one that
+knows the JPEG library, and knows nothing of tenants.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ class Subsampling(enum.Enum):
     @property
     def mcu(self) -> tuple[int, int]:
         """(width, height) of one MCU in pixels: ITU-T T.81, A.2.3."""
-        return {"4:4:4": (8, 8), "4:2:2": (16, 8), "4:2:0": (16, 16)}[self.value]
+        return _MCU[self]
 
 
+_MCU = {Subsampling.S444: (8, 8), Subsampling.S422: (16, 8), Subsampling.S420: (16, 16)}
 _TURBO_SUBSAMPLING = {
     Subsampling.S444: turbojpeg.TJSAMP_444,
     Subsampling.S422: turbojpeg.TJSAMP_422,
@@ -303,3 +305,33 @@ def splice(frame: PreparedFrame, pixels: NDArray[np.uint8]) -> bytes:
         position = end
     parts += (frame.scan[position:], EOI)
     return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _header_for(header: bytes, width: int, height: int) -> bytes:
+    """`header` for a picture of another size: everything but SOF0's dimensions stays, the synthetic mark included."""
+    position = 2
+    while header[position + 1] != _SOF0:
+        position += 2 + int.from_bytes(header[position + 2 : position + 4], "big")
+    dimensions = height.to_bytes(2, "big") + width.to_bytes(2, "big")  # behind marker, length and precision
+    return header[: position + 5] + dimensions + header[position + 9 :]
+
+
+def patch_jpeg(frame: PreparedFrame, pixels: NDArray[np.uint8]) -> bytes:
+    """The frame's patch as a JPEG of its own, showing `pixels` (BGR uint8 of the patch's shape)."""
+    scan = split(encode(pixels, frame.layout.encoding))[1]
+    return b"".join((_header_for(frame.header, frame.patch.width, frame.patch.height), scan, EOI))
+
+
+def prepared_patch_jpeg(frame: PreparedFrame) -> bytes:
+    """The frame's patch as it was prepared, as a JPEG of its own: the same segments, their markers numbered from 0.
+
+    Decodes to exactly the frame's pixels under the patch under 4:4:4. Where chroma is subsampled, decoders interpolate
+    it across the patch's edge, so that its outermost row or column may differ on each side where the frame goes on:
+    all four sides under 4:2:0, left and right under 4:2:2.
+    """
+    rows = [frame.scan[begin:end] for begin, end in frame.cuts.tolist()]
+    scan = np.frombuffer(bytearray(b"\xff\xd0".join(rows)), np.uint8)
+    markers = _marker_positions(scan)
+    scan[markers + 1] = 0xD0 + np.arange(markers.size) % 8
+    return b"".join((_header_for(frame.header, frame.patch.width, frame.patch.height), scan.data, EOI))

@@ -68,7 +68,7 @@ def compose(
         idle = idle_patch(tenant, number)
         pixels = np.asarray(cv2.addWeighted(pixels, weight, idle, 1 - weight, 0), np.uint8)
     blended = time.perf_counter()
-    data = _alone(frame, pixels) if alone else _encode(tenant, frame, pixels, output)
+    data = jpeg.patch_jpeg(frame, pixels) if alone else _encode(tenant, frame, pixels, output)
     return Rendered(data, mouth, blended - begin, time.perf_counter() - blended)
 
 
@@ -76,14 +76,7 @@ def idle_patch(tenant: Tenant, number: int) -> Pixels:
     """The pixels of a prepared frame's patch, its idle mouth in it: BGR uint8 of the patch's shape."""
     if tenant.manifest.idle == "background":
         return tenant.background(number)
-    frame = tenant.frame(number)
-    patch = frame.patch
-    return jpeg.decode(frame.jpeg())[patch.y : patch.bottom, patch.x : patch.right]
-
-
-def _alone(frame: PreparedFrame, pixels: Pixels) -> bytes:
-    header, scan, _ = jpeg.split(jpeg.encode(pixels, frame.layout.encoding))
-    return b"".join((jpeg.mark_synthetic(header), scan, jpeg.EOI))
+    return jpeg.decode(jpeg.prepared_patch_jpeg(tenant.frame(number)))
 
 
 def _encode(tenant: Tenant, frame: PreparedFrame, pixels: Pixels, output: Output) -> bytes:

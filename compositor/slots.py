@@ -47,10 +47,15 @@ class Slots:
 
     async def lease(self, deadline: Deadline, *, memory: bool = True) -> Lease:
         """Waits for leave. Raises Overloaded where there is none before the deadline, and what `register` raises."""
-        try:
-            await asyncio.wait_for(self._permits.acquire(), deadline.remaining_s())
-        except asyncio.TimeoutError as error:
-            raise Overloaded("no request to Triton was free in time", retry_after_s=0.2) from error
+        left_s = deadline.remaining_s()
+        if self._permits.locked():
+            try:
+                await asyncio.wait_for(self._permits.acquire(), left_s)
+            except asyncio.TimeoutError as error:
+                raise Overloaded("no request to Triton was free in time", retry_after_s=0.2) from error
+        else:
+            # At once, and without wait_for, which before Python 3.12 may swallow a cancellation that comes just then.
+            await self._permits.acquire()
         try:
             return await self._with_memory() if memory else Lease(None)
         except BaseException:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +59,60 @@ def test_splice_is_byte_identical_to_the_full_encode(case: tuple[int, int, Box, 
     frame = prepare(image, box, encoding)
     after = changed(image, frame.patch, seed + 1)
     assert jpeg.splice(frame, cut(after, frame.patch)) == jpeg.encode(after, encoding)
+
+
+def trustworthy(patch: Box, width: int, height: int, subsampling: Subsampling) -> tuple[slice, slice]:
+    """The part of a patch, rows and columns, whose chroma is not interpolated across an edge inside the frame."""
+    across = int(subsampling is not Subsampling.S444)
+    down = int(subsampling is Subsampling.S420)
+    rows = slice(down * (patch.y > 0), patch.height - down * (patch.bottom < height))
+    return rows, slice(across * (patch.x > 0), patch.width - across * (patch.right < width))
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_the_prepared_patch_decodes_to_the_pixels_under_it(
+    case: tuple[int, int, Box, int, Subsampling, int],
+) -> None:
+    width, height, box, quality, subsampling, seed = case
+    encoding = Encoding(quality, subsampling, jpeg.restart_interval_for(width, subsampling, [box]))
+    frame = prepare(picture(width, height, seed), box, encoding)
+    data = jpeg.prepared_patch_jpeg(frame)
+    part = trustworthy(frame.patch, width, height, subsampling)
+    whole = cut(jpeg.decode(frame.jpeg()), frame.patch)
+    np.testing.assert_array_equal(jpeg.decode(data)[part], whole[part])
+    assert jpeg.decode(data).shape == whole.shape
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_a_patch_s_jpeg_is_the_encoded_patch(case: tuple[int, int, Box, int, Subsampling, int]) -> None:
+    width, height, box, quality, subsampling, seed = case
+    encoding = Encoding(quality, subsampling, jpeg.restart_interval_for(width, subsampling, [box]))
+    image = picture(width, height, seed)
+    frame = prepare(image, box, encoding)
+    assert jpeg.prepared_patch_jpeg(frame) == jpeg.patch_jpeg(frame, cut(image, frame.patch))
+    pixels = picture(frame.patch.width, frame.patch.height, seed + 1)
+    assert jpeg.patch_jpeg(frame, pixels) == jpeg.encode(pixels, encoding)
+
+
+@pytest.mark.parametrize("subsampling", [Subsampling.S420, Subsampling.S422])
+def test_subsampled_chroma_is_interpolated_across_the_patch_s_edge(subsampling: Subsampling) -> None:
+    image = picture(320, 240, 3)
+    frame = prepare(image, Box(100, 70, 90, 80), Encoding(75, subsampling, 5))
+    alone, whole = jpeg.decode(jpeg.prepared_patch_jpeg(frame)), cut(jpeg.decode(frame.jpeg()), frame.patch)
+    differs = (alone != whole).any(axis=2)
+    assert differs[:, 0].any()
+    assert differs[:, -1].any()
+    assert differs[0, 1:-1].any() == differs[-1, 1:-1].any() == (subsampling is Subsampling.S420)
+
+
+def test_a_patch_s_jpeg_says_that_it_is_synthetic() -> None:
+    frame = prepare(picture(160, 96), Box(20, 20, 40, 40), Encoding(75, Subsampling.S420, 5))
+    marked = dataclasses.replace(frame, header=jpeg.mark_synthetic(frame.header))
+    for data in (jpeg.prepared_patch_jpeg(marked), jpeg.patch_jpeg(marked, picture(80, 48))):
+        assert b"compositeWithTrainedAlgorithmicMedia" in data
+        assert jpeg.decode(data).shape == (48, 80, 3)
 
 
 @pytest.mark.parametrize("size", [(1280, 720), (720, 1280), (1080, 1920), (1920, 1080)])

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tritonclient.grpc as wire
@@ -29,10 +29,11 @@ from .part import Part, Run
 from .perf_analyzer import Load, Measured
 from .wire import build_visual
 
+Kind: TypeAlias = Literal["fused", "raw"]
 TITLE = "Triton's ceiling"
 _ROUNDS = 3
 _STEPS = 4
-_OUTPUT_BYTES = {"fused": CROP_SIZE * CROP_SIZE * 3, "raw": ROI_SIZE * ROI_SIZE * 3 * 4}
+_OUTPUT_BYTES: dict[Kind, int] = {"fused": CROP_SIZE * CROP_SIZE * 3, "raw": ROI_SIZE * ROI_SIZE * 3 * 4}
 _log = logging.getLogger(__name__)
 
 
@@ -49,11 +50,11 @@ def _run(run: Run, *, repository: Path, name: str, sweep: Sequence[int], batch: 
     found: dict[tuple[int, str], list[Measured]] = {}
     rounds = 1 if run.quick else _ROUNDS
     with EmbeddedTriton(repository) as triton:
-        _load(triton.grpc, name, name + RAW_SUFFIX)
+        load_models(triton.grpc, name, name + RAW_SUFFIX)
         loads = [
-            Load(name + suffix, triton.grpc, inputs[kind], size, concurrency, size * _OUTPUT_BYTES[kind])
+            load_of(tenant, kind, triton.grpc, inputs[kind], size, concurrency)
             for concurrency in sweep
-            for kind, suffix in (("fused", ""), ("raw", RAW_SUFFIX))
+            for kind in _OUTPUT_BYTES
         ]
         for place in range(rounds * len(loads)):
             load = loads[place % len(loads)]
@@ -75,10 +76,16 @@ def _figures(found: dict[tuple[int, str], list[Measured]]) -> Iterator[Figure]:
         yield Figure(case, kind, "latency of a request, p50", "ms", Spread.of(each.latency_ms for each in measured))
 
 
-def write_inputs(tenant: Tenant, folder: Path) -> dict[str, Path]:
+def load_of(tenant: Tenant, kind: Kind, address: str, data: Path, batch: int, concurrency: int) -> Load:
+    """What perf_analyzer shall do with one of the tenant's models; `data` is its file of `write_inputs`."""
+    model = tenant.name + (RAW_SUFFIX if kind == "raw" else "")
+    return Load(model, address, data, batch, concurrency, batch * _OUTPUT_BYTES[kind])
+
+
+def write_inputs(tenant: Tenant, folder: Path) -> dict[Kind, Path]:
     """perf_analyzer's input files for both of the tenant's models: a few of its frames, audio drawn at random."""
     random = np.random.default_rng(0)
-    steps: dict[str, list[dict[str, Any]]] = {"fused": [], "raw": []}
+    steps: dict[Kind, list[dict[str, Any]]] = {"fused": [], "raw": []}
     for number in range(min(_STEPS, tenant.frames)):
         audio = _content(random.standard_normal((32, 16, 16), np.float32))
         crop = tenant.crop(number)
@@ -101,7 +108,8 @@ def _content(values: NDArray[Any]) -> dict[str, Any]:
     return {"b64": base64.b64encode(values.tobytes()).decode(), "shape": list(values.shape)}
 
 
-def _load(address: str, *models: str) -> None:
+def load_models(address: str, *models: str) -> None:
+    """Has Triton load models. Raises InferenceFailed."""
     server = wire.InferenceServerClient(address)
     try:
         for model in models:

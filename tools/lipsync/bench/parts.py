@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import baselines, compositing, inference_memory, load, machine, memory, wire
+from . import baselines, compositing, efficiency, inference_memory, load, machine, memory, stages, wire
 from .figures import PartReport, Report
 from .part import Part, Progress, Run, carry_out
 
@@ -18,6 +18,8 @@ PARTS: tuple[Part, ...] = (
     memory.PART,
     inference_memory.PART,
     baselines.PART,
+    stages.PART,
+    efficiency.PART,
     load.part(load.Demand(seconds=20)),
 )
 

@@ -25,7 +25,7 @@ from .clocks import process_clock
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
-_LISTENING = re.compile(r" listening on (\S+:\d+), ")
+_LISTENING = re.compile(r" listening on (\S+:\d+), .* the page is at http://(\S+:\d+)/", re.DOTALL)
 # PR_SET_PDEATHSIG: the child is told to end when this process does, however that ends.
 _FOLLOWING = (
     "import ctypes, runpy, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); del sys.argv[0]; "
@@ -35,9 +35,10 @@ _FOLLOWING = (
 
 @dataclass(frozen=True)
 class Service:
-    """A compositor that listens. address: host:port of its gRPC service."""
+    """A compositor that listens. address: host:port of its gRPC service; http: of its page, WebSocket and metrics."""
 
     address: str
+    http: str
     pid: int
 
     def cpu_s(self) -> float:
@@ -62,6 +63,7 @@ def running(
     values = {
         "model_repository": repository.absolute(),
         "server.port": 0,
+        "http.port": 0,
         "server.drain_s": 0,
         "triton.endpoint": triton,
         "logging.level": "info",
@@ -75,7 +77,7 @@ def running(
     try:
         if cores is not None:
             pin([process.pid], cores)
-        yield Service(_address(process, Path(log)), process.pid)
+        yield Service(*_addresses(process, Path(log)), process.pid)
     finally:
         stop(process)
 
@@ -116,14 +118,14 @@ def _environment(values: Mapping[str, object]) -> dict[str, str]:
     return {**kept, **{PREFIX + key.upper().replace(".", "__"): str(value) for key, value in values.items()}}
 
 
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Where the service says that it listens."""
+def _addresses(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """Where the service says that it listens, for gRPC and for HTTP."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         ended = process.poll() is not None
         said = log.read_text(errors="replace")
         if match := _LISTENING.search(said):
-            return match[1]
+            return match[1], match[2]
         if ended:
             last = (said.strip().splitlines() or [f"status {process.returncode}"])[-1]
             raise LipsyncError(f"the compositor did not start: {last.removeprefix('error: ')}")
