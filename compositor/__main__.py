@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from pathlib import Path
 
 from .errors import LipsyncError
-from .server import serve
+from .logs import set_up_logging
 from .settings import read_settings
-
-
-def set_up_logging(level: str) -> None:
-    """Log lines on stderr: time, level, module, message."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+from .workers import serve
 
 
 def main() -> int:

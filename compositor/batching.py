@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -35,7 +36,7 @@ class Batcher(Generic[Item, Answer]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, items: Sequence[Item]) -> list[Answer]:
-        """The answers to at most `most` items, in their order. Raises what `run` raises for the batch that they were in.
+        """The answers to at most `most` items, in their order. Raises what `run` raises for the batch they were in.
 
         A caller that goes away before its batch left takes its items along.
         """
@@ -52,31 +53,32 @@ class Batcher(Generic[Item, Answer]):
             self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._send)
         return await wish.done
 
-    async def close(self) -> None:
-        """Ends the requests that are under way; their callers see the cancellation."""
-        self._send()
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Cancels all requests, and gives those that are still ending; their callers see the cancellation."""
+        self._stop_timer()
+        for wish in self._wishes:
+            wish.done.cancel()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return list(self._tasks)
 
-    def _send(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _send(self) -> None:
+        self._stop_timer()
         wishes = [wish for wish in self._wishes if not wish.done.done()]
         self._wishes, self._count = [], 0
         if wishes:
             task = asyncio.create_task(self._serve(wishes))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._served, wishes))
 
     async def _serve(self, wishes: list[_Wish[Item, Answer]]) -> None:
         try:
             answers = list(await self._run([item for wish in wishes for item in wish.items]))
-        except asyncio.CancelledError:
-            for wish in wishes:
-                wish.done.cancel()
-            raise
         except Exception as error:
             for wish in wishes:
                 if not wish.done.done():
@@ -86,3 +88,8 @@ class Batcher(Generic[Item, Answer]):
             own, answers = answers[: len(wish.items)], answers[len(wish.items) :]
             if not wish.done.done():
                 wish.done.set_result(own)
+
+    def _served(self, wishes: list[_Wish[Item, Answer]], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        for wish in wishes:  # those whose request was cancelled, perhaps before it began
+            wish.done.cancel()

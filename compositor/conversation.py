@@ -29,19 +29,25 @@ async def converse(live: Live, commands: AsyncIterator[Command]) -> AsyncGenerat
             raise session.error
         await listening
     finally:
+        # The session first: who is cancelled here, too, leaves nothing running.
         listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
         await live.end(session)
+        await asyncio.gather(listening, return_exceptions=True)
 
 
 async def _first(live: Live, commands: AsyncIterator[Command]) -> Start:
     timeout_s = live.settings.live.start_timeout_s
+    reading = asyncio.ensure_future(anext(commands))
     try:
-        first = await asyncio.wait_for(anext(commands), timeout_s)
+        # Not wait_for, which up to Python 3.11 may swallow a cancellation.
+        await asyncio.wait({reading}, timeout=timeout_s)
+        if not reading.done():
+            raise DeadlinePassed(f"no start within {timeout_s:g} s")
+        first = await reading
     except StopAsyncIteration:
         raise InvalidInput("the stream ended before it started: send start first", field="start") from None
-    except asyncio.TimeoutError:
-        raise DeadlinePassed(f"no start within {timeout_s:g} s") from None
+    finally:
+        reading.cancel()
     if not isinstance(first, Start):
         raise InvalidInput(f"{_name(first)} before start: send start first", field=_name(first))
     return first
@@ -59,6 +65,7 @@ async def _listen(session: Session, commands: AsyncIterator[Command]) -> None:
     try:
         async for command in commands:
             await _obey(session, command)
+        session.outbox.lift_credit()
         await session.finish()
     finally:
         session.outbox.close()

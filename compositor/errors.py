@@ -15,6 +15,7 @@ class Status(enum.Enum):
     UNAVAILABLE = "UNAVAILABLE"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     INTERNAL = "INTERNAL"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
 
 
 class LipsyncError(Exception):
@@ -67,6 +68,12 @@ class EncoderMissing(LipsyncError):
     status = Status.FAILED_PRECONDITION
 
 
+class ExtraMissing(LipsyncError):
+    """What was asked for needs an optional part of the package that is not installed."""
+
+    status = Status.UNIMPLEMENTED
+
+
 class Overloaded(LipsyncError):
     """Queues are full. Try again after `retry_after_s`."""
 
@@ -75,6 +82,12 @@ class Overloaded(LipsyncError):
 
 class TritonUnavailable(LipsyncError):
     """Triton cannot be reached or is restarting. Trying again helps."""
+
+    status = Status.UNAVAILABLE
+
+
+class Stopping(LipsyncError):
+    """The service stops. Another one, or the next, may serve the request."""
 
     status = Status.UNAVAILABLE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -59,12 +60,15 @@ class Live:
         """Closes a session; it leaves nothing behind."""
         self.sessions.pop(session.name, None)
         self._metrics.sessions.set(len(self.sessions))
-        self._metrics.dropped.inc(session.outbox.dropped)
-        self._metrics.dropped_audio.inc(session.outbox.dropped_audio)
-        await session.close()
-        in_use = {each.tenant for each in self.sessions.values()}
-        for tenant in [tenant for tenant in self._frames if tenant not in in_use]:
-            await self._frames.pop(tenant).close()
+        # All is cancelled before the first await: who is cancelled here, too, leaves nothing running.
+        ending = session.stop()
+        tenants = {each.tenant for each in self.sessions.values()}
+        encoders = {tenant.manifest.encoder for tenant in tenants}
+        for tenant in self._frames.keys() - tenants:
+            ending += self._frames.pop(tenant).stop()
+        for encoder in self._windows.keys() - encoders:
+            ending += self._windows.pop(encoder).stop()
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def stats(self) -> dict[str, Any]:
         """The sessions, for people: JSON."""
@@ -113,10 +117,8 @@ class Live:
             size = self._compositor.batch_size(tenant)
             batcher = self._frames[tenant] = Batcher(partial(self._predict, tenant), size, self._gather_s)
         most = self._compositor.batch_size(tenant)
-        rendered: list[Rendered] = []
-        for begin in range(0, len(asks), most):
-            rendered += await batcher.ask(asks[begin : begin + most])
-        return rendered
+        parts = await asyncio.gather(*[batcher.ask(asks[begin : begin + most]) for begin in range(0, len(asks), most)])
+        return [rendered for part in parts for rendered in part]
 
     @property
     def _gather_s(self) -> float:

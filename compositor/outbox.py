@@ -8,12 +8,14 @@ would swallow seconds of them. Speech that nobody takes is dropped after a while
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from dataclasses import replace
 from typing import Literal
 
 from .errors import Overloaded
-from .events import Event, Heard, Shown
+from .events import Event, Heard, PlaybackFinished, Shown
+from .metrics import Metrics
 
 UNACKNOWLEDGED = 2
 """Pictures on the way to a viewer with credit."""
@@ -23,9 +25,10 @@ _MOST_NOTES = 256
 class Outbox:
     """One viewer's. audio_bytes: how much speech may wait."""
 
-    def __init__(self, flow: Literal["credit", "plain"], audio_bytes: int) -> None:
+    def __init__(self, flow: Literal["credit", "plain"], audio_bytes: int, metrics: Metrics) -> None:
         self._credit = flow == "credit"
         self._audio_bytes = audio_bytes
+        self._metrics = metrics
         self._notes: deque[Event] = deque()  # what is not a picture, in order
         self._waiting: deque[Heard] = deque()  # the speech among them
         self._picture: Shown | None = None
@@ -40,7 +43,9 @@ class Outbox:
     def put(self, event: Event) -> None:
         """Takes an event in and never waits. Raises Overloaded where the viewer takes not even notes any more."""
         if isinstance(event, Shown):
-            self.dropped += self._picture is not None
+            if self._picture is not None:
+                self.dropped += 1
+                self._metrics.dropped.inc()
             self._picture = event
         else:
             if isinstance(event, Heard):
@@ -55,6 +60,7 @@ class Outbox:
         while self._waiting and sum(len(heard.data) for heard in self._waiting) + size > self._audio_bytes:
             self._notes.remove(self._waiting.popleft())
             self.dropped_audio += 1
+            self._metrics.dropped_audio.inc()
 
     def acknowledge(self, pts: int) -> None:
         """The viewer has shown the picture of this pts, and with it all earlier ones."""
@@ -62,11 +68,20 @@ class Outbox:
             self._unacknowledged.popleft()
         self._news.set()
 
-    def withdraw(self) -> None:
-        """Takes back speech and picture that were not taken: they are out of date."""
+    def lift_credit(self) -> None:
+        """Nobody will acknowledge any more: the viewer gets what it takes."""
+        self._credit = False
+        self._news.set()
+
+    def withdraw(self) -> int:
+        """Takes back speech and picture that were not taken: they are out of date. Bytes of speech, of the segment
+        under way alone, that the viewer did not get."""
+        under_way = itertools.takewhile(lambda note: not isinstance(note, PlaybackFinished), reversed(self._notes))
+        missed = sum(len(note.data) for note in under_way if isinstance(note, Heard))
         self._picture = None
         self._waiting.clear()
-        self._notes = deque(event for event in self._notes if not isinstance(event, Heard))
+        self._notes = deque(note for note in self._notes if not isinstance(note, Heard))
+        return missed
 
     def close(self) -> None:
         """Nothing more will come: `get` ends once the notes are taken."""

@@ -315,9 +315,9 @@ class Compositor:
         for model in (call.tenant.manifest.encoder, call.tenant.name):
             await self._resident(model, call, self._step_deadline(call), "load_s", _nothing)
 
-    async def in_pool(self, work: Callable[..., Answer], *arguments: object) -> Answer:
+    def in_pool(self, work: Callable[..., Answer], *arguments: object) -> asyncio.Future[Answer]:
         """Work that takes the CPU, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
 
     def frames_of(self, samples: int, rate: int, fps: int) -> int:
         """How many frames a speech of `samples` at `rate` Hz has."""

@@ -19,16 +19,22 @@ from grpc_reflection.v1alpha import reflection
 from .errors import SettingsInvalid
 from .health import Health
 from .inference import Triton
+from .live import Live
+from .metrics import Metrics
 from .pipeline import Compositor
 from .proto import lipsync_v1_pb2 as pb
 from .proto import lipsync_v1_pb2_grpc as pb_grpc
 from .residency import Residency
 from .settings import Settings
 from .threads import keep_libraries_single_threaded
+from .transports.admission import Admission
+from .transports.http import Site
 from .transports.rpc import LipsyncService
+from .transports.web import bind, serving
 
 log = logging.getLogger(__name__)
 
+KEEPALIVE_MS = 20_000
 SERVICE = pb.DESCRIPTOR.services_by_name["Lipsync"].full_name
 
 
@@ -36,27 +42,39 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Lipsync"].full_name
 class Running:
     """A started service."""
 
-    port: int
+    port: int  # gRPC
+    http_port: int
     health: Health
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
-    """The service, listening; leaving the block drains and stops it. Raises SettingsInvalid."""
+async def running(
+    settings: Settings, *, share_ports: bool = False, metrics: Metrics | None = None
+) -> AsyncIterator[Running]:
+    """The service, listening; leaving the block drains and stops it. Raises SettingsInvalid.
+
+    share_ports: with other processes of the same user that do so, too.
+    """
     if not settings.model_repository.is_dir():
         raise SettingsInvalid(
             f"model_repository: {settings.model_repository} is no directory; create it, or name another",
             field="model_repository",
         )
     keep_libraries_single_threaded()
-    threads = settings.server.threads or os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    threads = settings.server.threads or max(1, cores // settings.server.workers)
     async with contextlib.AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="render"))
         triton = Triton(settings.triton)
         stack.push_async_callback(triton.close)
         residency = Residency(triton)
         stack.push_async_callback(residency.close)
-        server = _server(settings, Compositor(settings, triton, residency, pool))
+        compositor = Compositor(settings, triton, residency, pool)
+        metrics = metrics or Metrics()
+        live = Live(compositor, settings, metrics)
+        admission = Admission(settings.server.max_calls)
+        service = LipsyncService(compositor, live, admission)
+        server = _server(settings, service, share_ports)
         servicer = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 
@@ -66,31 +84,42 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 await servicer.set(name, state.SERVING if serving else state.NOT_SERVING)
 
         health = Health(triton.ready, publish)
+        site = Site(compositor, live, metrics, health, admission)
         await publish(False)
+        listening = stack.enter_context(bind(settings.http, share_ports))
         port = _bind(server, settings)
         await server.start()
         watching = asyncio.create_task(health.watch())
-        log.info("listening on %s:%d, Triton at %s", settings.server.host, port, settings.triton.endpoint)
-        try:
-            yield Running(port, health)
-        finally:
-            await servicer.enter_graceful_shutdown()
-            watching.cancel()
-            await server.stop(settings.server.drain_s)
-            await asyncio.gather(watching, return_exceptions=True)
+        async with serving(site.app, listening, settings.http, settings.server.drain_s):
+            http_port: int = listening.getsockname()[1]
+            log.info("listening on %s:%d, Triton at %s", settings.server.host, port, settings.triton.endpoint)
+            log.info("the page is at http://%s:%d/", settings.http.host, http_port)
+            try:
+                yield Running(port, http_port, health)
+            finally:
+                await servicer.enter_graceful_shutdown()
+                watching.cancel()
+                service.live_calls.stop()
+                await site.conversations.stop()
+                # Both drain at the same time.
+                draining = asyncio.create_task(server.stop(settings.server.drain_s))
+                stack.push_async_callback(asyncio.wait, {watching, draining})
     log.info("stopped")
 
 
-def _server(settings: Settings, compositor: Compositor) -> grpc.aio.Server:
+def _server(settings: Settings, service: LipsyncService, share_port: bool) -> grpc.aio.Server:
     limit = settings.server.max_message_mb << 20
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(share_port)),
+            # A client that hangs with its connection open would hold its session: it is asked, and has to answer.
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
         ]
     )
-    pb_grpc.add_LipsyncServicer_to_server(LipsyncService(compositor), server)  # type: ignore[no-untyped-call]
+    pb_grpc.add_LipsyncServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     reflection.enable_server_reflection(
         (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )

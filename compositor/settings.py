@@ -36,6 +36,9 @@ class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, without authentication.")
     port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     max_message_mb: int = Field(160, ge=1, le=1024, description="Largest message in either direction, MiB.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that serve, all on the same ports; every limit is that of one of them."
+    )
     max_frames: int = Field(50, ge=1, le=50, description="Most frames that one Composite call may ask for.")
     max_audio_s: float = Field(600, gt=0, le=3600, description="Longest speech in one Generate call, seconds.")
     threads: int = Field(0, ge=0, le=256, description="Threads that blend and encode; 0 means one a core.")
@@ -89,9 +92,9 @@ class LiveSettings(Section):
     max_sessions: int = Field(128, ge=1, le=10_000, description="Most sessions at once; more are told to come back.")
     start_timeout_s: float = Field(10, gt=0, le=600, description="How long a connection may wait before it starts.")
     lookahead_ms: int = Field(
-        465,
+        453,
         ge=0,
-        le=465,
+        le=453,
         description="Speech after a frame's begin that its mouth is made from: less is faster, worse.",
     )
     margin_ms: int = Field(
@@ -136,6 +139,13 @@ class Settings(Section):
     live: LiveSettings = LiveSettings()
     audio: AudioSettings = AudioSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    def with_ports(self, grpc: int, http: int) -> Settings:
+        """The same settings, but for the ports."""
+        ports = {"server": grpc, "http": http}
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update={"port": port}) for name, port in ports.items()}
+        )
 
     def with_triton(self, endpoint: str) -> Settings:
         """The same settings, but for a Triton at `endpoint`, host:port."""

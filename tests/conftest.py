@@ -53,7 +53,9 @@ class ServiceThread:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.port = 0
+        self.http_port = 0
         self.ready = threading.Event()
+        self.loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="service")
@@ -67,9 +69,9 @@ class ServiceThread:
             self.ready.set()
 
     async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with running(self.settings) as service:
-            self.port = service.port
+            self.port, self.http_port = service.port, service.http_port
             self.ready.set()
             await self._stop.wait()
 
@@ -81,7 +83,7 @@ class ServiceThread:
 
     def stop(self) -> None:
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(30)
         if self._failure:
             raise self._failure
@@ -89,6 +91,10 @@ class ServiceThread:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def http_address(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,12 @@ def running_stack(repository: Path) -> Iterator[Stack]:
     """The whole system on a repository."""
     with EmbeddedTriton(repository) as triton:
         settings = Settings.model_validate(
-            {"model_repository": repository, "server": {"port": 0}, "triton": {"endpoint": triton.grpc}}
+            {
+                "model_repository": repository,
+                "server": {"port": 0},
+                "http": {"port": 0},
+                "triton": {"endpoint": triton.grpc},
+            }
         )
         service = ServiceThread(settings)
         service.start()

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from compositor.settings import Settings
 from lipsync.bench.readme import BEGIN, END, rewritten
 from lipsync.bench.report import number
+from lipsync.preparation import Choices
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,8 +22,11 @@ SPECIFICATION = {
     f"{6 * 320 * 320 * 4 / 1e6:.1f} MB",  # a frame's pictures, float32
     f"{3 * 320 * 320 * 4 / 1e6:.1f} MB",  # a prediction, float32
     f"{32 * 16 * 16 * 4 // 1024} KB",  # a frame's audio features, float32
+    f"{1000 // Choices().fps} ms",  # a frame's time
+    f"{Settings().live.lookahead_ms} ms",
+    f"{Settings().live.margin_ms} ms",
 }
-"""Numbers that follow from the model's interface and need no measuring."""
+"""Numbers that follow from the model's interface and from defaults, and need no measuring."""
 UNITS = (
     r"fps|frames/s|frames a second|frames per second|ns|[mµu]?s|(?:milli|micro)?seconds?|minutes?|hours?|x|times|fold|"
     r"[kKMGT]i?B|bytes|cores?|m?W|mAh?"

@@ -44,6 +44,11 @@ class LipsyncStub:
                 request_serializer=compositor_dot_proto_dot_lipsync__v1__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=compositor_dot_proto_dot_lipsync__v1__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Speak = channel.stream_stream(
+                '/lipsync.v1.Lipsync/Speak',
+                request_serializer=compositor_dot_proto_dot_lipsync__v1__pb2.SpeakRequest.SerializeToString,
+                response_deserializer=compositor_dot_proto_dot_lipsync__v1__pb2.SpeakResponse.FromString,
+                _registered_method=True)
 
 
 class LipsyncServicer:
@@ -63,6 +68,19 @@ class LipsyncServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Speak(self, request_iterator, context):
+        """A live session: speech in as it is spoken, frames out as their time comes, until the client closes its side. What
+        was said by then is played to its end first; its frames wait for no acknowledgements then. Between speeches the
+        frames are the prepared ones, in their order.
+
+        Times are `pts`: samples of the session's own sample rate since it began. Frame n has pts n * sample_rate / fps,
+        rounded down, and the speech heard with it carries the same pts. `epoch` counts interruptions and switches: what
+        carries an older epoch than the newest one seen is out of date, and at most one such frame follows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LipsyncServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +93,11 @@ def add_LipsyncServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=compositor_dot_proto_dot_lipsync__v1__pb2.GenerateRequest.FromString,
                     response_serializer=compositor_dot_proto_dot_lipsync__v1__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Speak': grpc.stream_stream_rpc_method_handler(
+                    servicer.Speak,
+                    request_deserializer=compositor_dot_proto_dot_lipsync__v1__pb2.SpeakRequest.FromString,
+                    response_serializer=compositor_dot_proto_dot_lipsync__v1__pb2.SpeakResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +154,33 @@ class Lipsync:
             '/lipsync.v1.Lipsync/Generate',
             compositor_dot_proto_dot_lipsync__v1__pb2.GenerateRequest.SerializeToString,
             compositor_dot_proto_dot_lipsync__v1__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Speak(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/lipsync.v1.Lipsync/Speak',
+            compositor_dot_proto_dot_lipsync__v1__pb2.SpeakRequest.SerializeToString,
+            compositor_dot_proto_dot_lipsync__v1__pb2.SpeakResponse.FromString,
             options,
             channel_credentials,
             insecure,

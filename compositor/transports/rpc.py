@@ -1,92 +1,43 @@
-"""gRPC: converts a request, calls the compositor, converts the frames back. Errors become status codes with details."""
+"""gRPC: converts a request, calls the compositor, converts the frames back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn, TypeAlias
 
-import grpc
 import numpy as np
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from .. import pcm
-from ..audio import SAMPLE_RATE
 from ..call import Call, Frame, Stages
 from ..deadline import Deadline
-from ..errors import InvalidInput, LipsyncError, Overloaded
-from ..features import MAX_FPS
+from ..errors import InvalidInput
 from ..geometry import ping_pong
+from ..live import Live
 from ..pipeline import FEATURE_SHAPE, VISUAL_SHAPE, Compositor, Samples
 from ..proto import lipsync_v1_pb2 as pb
 from ..proto import lipsync_v1_pb2_grpc as pb_grpc
-from ..rendering import Output
 from ..tenant import Tenant
-
-log = logging.getLogger(__name__)
-
-DOMAIN = "lipsync"
-_Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
-
-
-def status_of(error: LipsyncError) -> status_pb2.Status:
-    """An error as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they say something."""
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
-    ]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(int(error.retry_after_s * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.status.value), message=error.message)
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return status
-
-
-async def _abort(context: _Context, error: LipsyncError) -> NoReturn:
-    status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
-    raise AssertionError("abort raises")
-
-
-@contextlib.asynccontextmanager
-async def _reporting(context: _Context) -> AsyncIterator[None]:
-    """Ends the call with the status of whatever goes wrong inside; what nobody foresaw is logged, not sent."""
-    try:
-        yield
-    except LipsyncError as error:
-        await _abort(context, error)
-    except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
-        raise
-    except Exception:
-        log.exception("a call failed in a way that nobody foresaw")
-        await _abort(context, LipsyncError("internal error; the service's log has the details"))
+from .admission import Admission, check_fps, check_speech
+from .speak import Calls, output_of
+from .status import Context, reporting
 
 
 class LipsyncService(pb_grpc.LipsyncServicer):
-    """lipsync.v1.Lipsync on a Compositor."""
+    """lipsync.v1.Lipsync on a Compositor and its live sessions. Those end by `live_calls.stop()`."""
 
-    def __init__(self, compositor: Compositor) -> None:
+    def __init__(self, compositor: Compositor, live: Live, admission: Admission) -> None:
         self._compositor = compositor
-        self._calls = 0
+        self._admission = admission
+        self.live_calls = Calls(live)
 
-    async def Composite(self, request: pb.CompositeRequest, context: _Context) -> pb.CompositeResponse:  # noqa: N802
+    async def Composite(self, request: pb.CompositeRequest, context: Context) -> pb.CompositeResponse:  # noqa: N802
         """1 to 50 frames in one reply."""
         begin = time.perf_counter()
-        async with _reporting(context), self._counted():
+        async with reporting(context), self._admission.counted():
             call = await self._call(request.tenant, request.output, context)
             numbers, features = await self._frames_and_features(call, request)
             visual = None
@@ -99,17 +50,14 @@ class LipsyncService(pb_grpc.LipsyncServicer):
         raise AssertionError("unreachable")
 
     async def Generate(  # noqa: N802
-        self, request: pb.GenerateRequest, context: _Context
+        self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Speech in, its frames as a stream, then one summary."""
         begin = time.perf_counter()
-        async with _reporting(context), self._counted():
+        async with reporting(context), self._admission.counted():
             call = await self._call(request.tenant, request.output, context)
             fps = request.fps or call.tenant.manifest.fps
-            if not 1 <= fps <= MAX_FPS:
-                raise InvalidInput(
-                    f"fps {fps} is out of range: use 1 to {MAX_FPS}, or 0 for the tenant's own", field="fps"
-                )
+            check_fps(fps)
             samples, rate = await self._speech(request.speech)
             count = 0
             frames = self._compositor.generate(call, samples, rate, request.start, fps)
@@ -120,24 +68,15 @@ class LipsyncService(pb_grpc.LipsyncServicer):
             summary = pb.Summary(frames=count, fps=fps, stages=_stages(call.stages, begin))
             yield pb.GenerateResponse(summary=summary)
 
-    @contextlib.asynccontextmanager
-    async def _counted(self) -> AsyncIterator[None]:
-        most = self._compositor.settings.server.max_calls
-        if self._calls >= most:
-            raise Overloaded(f"{most} calls are being served already", retry_after_s=1)
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
+    async def Speak(self, request_iterator: AsyncIterator[pb.SpeakRequest], context: Context) -> None:  # noqa: N802
+        """A live session."""
+        await self.live_calls.serve(request_iterator, context)
 
-    async def _call(self, tenant: str, output: pb.Output, context: _Context) -> Call:
+    async def _call(self, tenant: str, output: pb.Output, context: Context) -> Call:
         stages = Stages()
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else Deadline.after(remaining_s)
-        wanted = Output(raw=output.format == pb.Output.BGR24, quality=output.quality)
-        if output.format not in pb.Output.Format.values():
-            raise InvalidInput(f"format {output.format} is unknown: use JPEG or BGR24", field="output.format")
+        wanted = output_of(output)
         return Call(await self._compositor.open(tenant, stages), wanted, stages, deadline)
 
     async def _frames_and_features(
@@ -184,14 +123,7 @@ class LipsyncService(pb_grpc.LipsyncServicer):
             raise InvalidInput(
                 f"encoding {speech.encoding} is unknown: use PCM16, FLOAT32 or WAV", field="speech.encoding"
             )
-        pcm.check_rate(rate)
-        if len(samples) * SAMPLE_RATE < rate:
-            raise InvalidInput("the speech is shorter than one sample at 16 kHz", field="speech")
-        most_s = self._compositor.settings.server.max_audio_s
-        if len(samples) > most_s * rate:
-            raise InvalidInput(
-                f"{len(samples) / rate:.0f} s of speech are more than {most_s:.0f} s; send it in parts", field="speech"
-            )
+        check_speech(samples, rate, self._compositor.settings.server.max_audio_s)
         return samples, rate
 
 

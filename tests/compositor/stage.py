@@ -1,24 +1,33 @@
-"""A stage for live sessions that answers at once, and a clock that is moved by hand."""
+"""What tests of live sessions play on: a stage that answers at once, a clock that is moved by hand, and a viewer."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compositor.errors import LipsyncError, TenantNotFound
-from compositor.events import Event
+from compositor.events import Event, Heard, Shown, Start
+from compositor.metrics import Metrics
 from compositor.outbox import Outbox
 from compositor.rendering import Rendered
-from compositor.session import Ask
+from compositor.session import Ask, Session
+from compositor.settings import Settings
 from compositor.tenant import Tenant
+from compositor.threads import keep_libraries_single_threaded
 
 Value = TypeVar("Value")
+Kind = TypeVar("Kind")
+RATE = 24_000
+FRAME = RATE // 25
 
 
 class InPlace(Executor):
@@ -50,34 +59,52 @@ class SimulatedClock:
         heapq.heappush(self._sleepers, (at_s, self._count, woken))
         await woken
 
+    def stall(self, seconds: float) -> None:
+        """Lets time pass without anybody noticing: the process got no CPU."""
+        self._now_s += seconds
+
     async def move(self, seconds: float) -> None:
         """Lets time pass, and everybody do what they do meanwhile."""
         end_s = self._now_s + seconds
         await settle()
         while self._sleepers and self._sleepers[0][0] <= end_s:
-            at_s, _, woken = heapq.heappop(self._sleepers)
-            self._now_s = max(self._now_s, at_s)
-            if not woken.done():
-                woken.set_result(None)
+            self._now_s = max(self._now_s, self._sleepers[0][0])
+            while self._sleepers and self._sleepers[0][0] <= self._now_s:
+                *_, woken = heapq.heappop(self._sleepers)
+                if not woken.done():
+                    woken.set_result(None)
             await settle()
         self._now_s = end_s
 
 
 async def settle() -> None:
     """Every task that can go on has gone on."""
-    for _ in range(12):
+    ready = vars(asyncio.get_running_loop())["_ready"]
+    await asyncio.sleep(0)
+    for _ in range(10_000):
+        if not ready:
+            return
         await asyncio.sleep(0)
+    raise AssertionError("tasks that never wait")
 
 
 class FakeStage:
-    """Shows a mouth of one grey level. `before` runs ahead of each prediction and may wait or raise."""
+    """Hears in each window its mean, and shows mouths of one grey level: `grey`, or brighter for what is louder.
 
-    def __init__(self, tenants: dict[str, Tenant]) -> None:
+    `before` runs ahead of each prediction, and `before_load` of each load; they may raise, or give what is waited for.
+    """
+
+    def __init__(self, tenants: dict[str, Tenant], rendered: Rendered | None = None) -> None:
+        """rendered: what all predictions are, for tests that have no eyes for pictures."""
         self.tenants = tenants
+        self._rendered = rendered
         self.pool = InPlace()
         self.asked: list[list[int]] = []
         self.windows = 0
+        self.grey: int | None = None
+        self.loads = 0
         self.before: Callable[[], Any] = lambda: None
+        self.before_load: Callable[[], Any] = lambda: None
         self.embed_failure: LipsyncError | None = None
 
     async def open(self, name: str) -> Tenant:
@@ -85,25 +112,31 @@ class FakeStage:
             raise TenantNotFound(f"no tenant named {name!r} is installed", field="tenant")
         return self.tenants[name]
 
-    async def load(self, tenant: Tenant) -> None: ...
+    async def load(self, tenant: Tenant) -> None:
+        self.loads += 1
+        waiting = self.before_load()
+        if waiting is not None:
+            await waiting
 
     async def embed(self, tenant: Tenant, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.embed_failure:
             raise self.embed_failure
         self.windows += len(windows)
-        return np.zeros((len(windows), 512), np.float32)
+        return np.repeat(windows.mean(axis=(1, 2, 3))[:, None], 512, axis=1)
 
     async def predict(self, tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
         self.asked.append([ask.number for ask in asks])
         waiting = self.before()
         if waiting is not None:
             await waiting
-        planes = np.full((3, 328, 328), 200, np.uint8)
-        return [ask.finish(planes) for ask in asks]
+        return [self._rendered or ask.finish(self._mouth(ask.features)) for ask in asks]
+
+    def _mouth(self, features: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return np.full((3, 328, 328), self.grey or 150 + 20 * float(features.mean()), np.uint8)
 
 
 def drain(outbox: Outbox) -> list[Event]:
-    """What waits for the viewer now, all of it taken and acknowledged."""
+    """What waits for the viewer now, taken."""
     events: list[Event] = []
     while True:
         taking = outbox.get()
@@ -116,3 +149,63 @@ def drain(outbox: Outbox) -> list[Event]:
         else:
             taking.close()
             return events
+
+
+class Viewer:
+    """A session, its clock, its stage, and all that came of it."""
+
+    def __init__(self, session: Session, stage: FakeStage, clock: SimulatedClock, metrics: Metrics) -> None:
+        self.session, self.stage, self.clock, self.metrics = session, stage, clock, metrics
+        self.events: list[Event] = []
+
+    async def watch(self, frames: int) -> list[Event]:
+        """The events of the next frames."""
+        begin = len(self.events)
+        for _ in range(frames):
+            await self.clock.move(1 / self.session.playout.fps)
+            self.events += drain(self.session.outbox)
+        return self.events[begin:]
+
+    async def watch_to_end(self) -> None:
+        """All events until everything that was said is over."""
+        finishing = asyncio.create_task(self.session.finish())
+        while not finishing.done():
+            await self.watch(1)
+        await finishing
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def heard(self) -> bytes:
+        return b"".join(each.data for each in self.of(Heard))
+
+    def speaking(self) -> list[int]:
+        """The pts of the pictures with a mouth of their own."""
+        return [frame.pts for frame in self.of(Shown) if frame.speaking]
+
+
+Open = Callable[..., AbstractAsyncContextManager[Viewer]]
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    repository: Path, live: dict[str, Any] | None = None, *, rendered: Rendered | None = None, **start: Any
+) -> AsyncIterator[Viewer]:
+    """A session of the tenant `plain` for a viewer that takes all it gets. live: settings. start: fields of Start."""
+    keep_libraries_single_threaded()
+    stage = FakeStage({name: Tenant(repository, name) for name in ("plain", "avatar")}, rendered)
+    clock, metrics = SimulatedClock(), Metrics()
+    settings = Settings.model_validate({"live": live or {}})
+    start = {"tenant": "plain", "flow": "plain", **start}
+    session = await Session.open("s", Start(**start), stage, settings, clock, metrics)
+    try:
+        yield Viewer(session, stage, clock, metrics)
+    finally:
+        await asyncio.gather(*session.stop(), return_exceptions=True)
+
+
+def speech(seconds: float, level: float = 0.3, rate: int = RATE) -> bytes:
+    """Noise as PCM16."""
+    random = np.random.default_rng(0)
+    return (random.uniform(-level, level, round(seconds * rate)) * 32767).astype("<i2").tobytes()

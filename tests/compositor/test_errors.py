@@ -6,7 +6,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from compositor import errors, inference, jpeg
 from compositor.errors import LipsyncError
-from compositor.transports.rpc import status_of
+from compositor.transports.status import status_of
 
 
 def every_error() -> list[type[LipsyncError]]:
@@ -40,8 +40,10 @@ def test_the_table_of_statuses() -> None:
         errors.TenantNotFound: "NOT_FOUND",
         errors.TenantBroken: "FAILED_PRECONDITION",
         errors.EncoderMissing: "FAILED_PRECONDITION",
+        errors.ExtraMissing: "UNIMPLEMENTED",
         errors.Overloaded: "RESOURCE_EXHAUSTED",
         errors.TritonUnavailable: "UNAVAILABLE",
+        errors.Stopping: "UNAVAILABLE",
         errors.DeadlinePassed: "DEADLINE_EXCEEDED",
         errors.InferenceFailed: "INTERNAL",
         errors.LipsyncError: "INTERNAL",

@@ -108,7 +108,7 @@ def ends_cleanly(process: subprocess.Popen[str], number: signal.Signals) -> None
 def test_up_serves_and_stops_cleanly(
     repository: Path, triton_home: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with serving("up", "-r", repository, "--port", "0") as (process, address):
+    with serving("up", "-r", repository, "--port", "0", "--http-port", "0") as (process, address):
         done = lipsync("speak", "avatar", SPEECH, "-o", tmp_path / "f", "--server", address)
         assert done.returncode == 0, done.stderr
         ends_cleanly(process, number)
@@ -116,7 +116,7 @@ def test_up_serves_and_stops_cleanly(
 
 def test_serve_uses_a_triton_that_runs(stack: Stack, tmp_path: Path) -> None:
     config = tmp_path / "settings.yaml"
-    config.write_text(f"model_repository: {stack.repository}\nserver:\n  port: 0\n")
+    config.write_text(f"model_repository: {stack.repository}\nserver:\n  port: 0\nhttp:\n  port: 0\n")
     with serving("serve", "--triton", stack.triton.grpc, "-c", config) as (process, address):
         done = lipsync("speak", "plain", SPEECH, "-o", tmp_path / "f", "--server", address)
         assert done.returncode == 0, done.stderr
@@ -135,9 +135,12 @@ def test_a_wrong_setting_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_stops_the_start(stack: Stack) -> None:
-    done = lipsync("serve", "-r", stack.repository, "--triton", stack.triton.grpc, "--port", str(stack.service.port))
-    assert done.returncode == 1
-    assert "cannot be bound" in done.stderr
+    serve = ("serve", "-r", stack.repository, "--triton", stack.triton.grpc)
+    for ports in [(stack.service.port, 0), (0, stack.service.http_port)]:
+        done = lipsync(*serve, "--port", str(ports[0]), "--http-port", str(ports[1]))
+        assert done.returncode == 1
+        assert "cannot be bound" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_option_is_named(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_a_wrong_option_is_named(tmp_path: Path) -> None:
 
 
 def test_up_ends_when_its_triton_is_gone_for_good(repository: Path, triton_home: Path) -> None:
-    command = [sys.executable, "-m", "lipsync", "up", "-r", str(repository), "--port", "0"]
+    command = [sys.executable, "-m", "lipsync", "up", "-r", str(repository), "--port", "0", "--http-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -171,14 +174,14 @@ def children(pid: int) -> list[int]:
 
 
 def test_up_refuses_a_repository_that_is_not_there(tmp_path: Path) -> None:
-    done = lipsync("up", "-r", tmp_path / "typo", "--port", "0")
+    done = lipsync("up", "-r", tmp_path / "typo", "--port", "0", "--http-port", "0")
     assert done.returncode == 1
     assert f"error: model_repository: {tmp_path / 'typo'} is no directory; create it" in done.stderr
     assert not (tmp_path / "typo").exists()
 
 
 def test_up_makes_the_default_repository_and_says_that_it_is_empty(triton_home: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lipsync", "up", "--port", "0"]
+    command = [sys.executable, "-m", "lipsync", "up", "--port", "0", "--http-port", "0"]
     environment = {**os.environ, "LIPSYNC_TRITON_HOME": str(triton_home)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
         try:

@@ -67,15 +67,15 @@ def test_an_interrupted_demo_ends_at_once_and_leaves_no_video(triton_home: Path,
     assert demo("-r", tmp_path / "models", "-o", "first.mp4", cwd=tmp_path).returncode == 0
     # Waits at its fifth frame until the signal has arrived, so that it is always in the middle.
     code = (
-        "import lipsync.client as c, lipsync.commands.demo as d\n"
-        "put, speak_to, told = c.VideoSink.put, d.speak_to, []\n"
-        "def slow(self, frame):\n"
-        "    put(self, frame)\n"
+        "import compositor.video as v, lipsync.commands.demo as d\n"
+        "put, speak_to, told = v.Video.put, d.speak_to, []\n"
+        "def slow(self, data):\n"
+        "    put(self, data)\n"
         "    if self._count == 5: print('speaking', flush=True); assert told[0].wait(60)\n"
         "def noted(*arguments):\n"
         "    told.append(arguments[-1])\n"
         "    return speak_to(*arguments)\n"
-        "c.VideoSink.put, d.speak_to = slow, noted\n"
+        "v.Video.put, d.speak_to = slow, noted\n"
     )
     arguments = command("-r", tmp_path / "models", "-o", "second.mp4")
     arguments[2] = code + arguments[2]

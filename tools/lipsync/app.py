@@ -9,7 +9,7 @@ from rich.text import Text
 
 from compositor.errors import LipsyncError
 
-from .commands import bench, demo, models, serving, speaking, tenant
+from .commands import bench, demo, models, serving, speaking, talking, tenant
 from .commands.console import err
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(serving.up)
 app.command()(serving.serve)
 app.command()(serving.triton)
 app.command()(speaking.speak)
+app.command()(talking.talk)
 app.command()(demo.demo)
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
-import av
 import grpc
-import numpy as np
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from compositor import jpeg, pcm
-from compositor.errors import InvalidInput, LipsyncError, TritonUnavailable
+from compositor.errors import LipsyncError, TritonUnavailable
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 
@@ -28,9 +23,9 @@ class ServiceFailed(LipsyncError):
 
 
 class Sink(Protocol):
-    """Where frames go."""
+    """Where frames go: a folder, or a compositor.video.Video."""
 
-    def put(self, frame: pb.Frame) -> None: ...
+    def put(self, data: bytes) -> None: ...
 
     def close(self) -> None:
         """Completes what was written."""
@@ -47,7 +42,7 @@ def speak(address: str, tenant: str, wav: bytes, timeout_s: float | None = None)
         try:
             yield from stub.Generate(pb.GenerateRequest(tenant=tenant, speech=speech), timeout=timeout_s)
         except grpc.RpcError as error:
-            raise _failure(address, error) from error
+            raise failure_of(address, error) from error
 
 
 def receive(
@@ -83,11 +78,12 @@ def receive(
 
 def _put_all(sink: Sink, frames: list[pb.Frame]) -> None:
     for frame in frames:
-        sink.put(frame)
+        sink.put(frame.data)
     frames.clear()
 
 
-def _failure(address: str, error: grpc.RpcError) -> LipsyncError:
+def failure_of(address: str, error: grpc.RpcError) -> LipsyncError:
+    """What a call to the service at `address` failed of, in words for its operator."""
     status = rpc_status.from_call(error)
     if error.code() is grpc.StatusCode.UNAVAILABLE and status is None:
         return TritonUnavailable(f"no compositor answers at {address}; start one with `lipsync up`, or use --server")
@@ -110,77 +106,6 @@ def _retry_after_s(details: Iterable[any_pb2.Any]) -> float | None:
     return None
 
 
-class VideoSink:
-    """An MP4 (or whatever the suffix says) of H.264 and AAC, the speech beside the pictures.
-
-    Written beside `path` and renamed once complete. Raises InvalidInput for a format that cannot hold it.
-    """
-
-    def __init__(self, path: Path, wav: bytes, fps: int) -> None:
-        self._samples, self._rate = pcm.read_wav(wav)
-        self._fps = fps
-        self._path = path
-        # The muxer goes by the suffix.
-        self._part = path.with_name(f"{path.stem}.part{path.suffix}")
-        self._count = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._as_video():
-            self._container = av.open(self._part, "w")
-        try:
-            with self._as_video():
-                self._video = self._container.add_stream(
-                    "libx264", rate=fps, options={"preset": "veryfast", "crf": "18"}
-                )
-                self._video.pix_fmt = "yuv420p"
-                self._audio = self._container.add_stream("aac", rate=self._rate, layout="mono")
-        except BaseException:
-            self.discard()
-            raise
-
-    def put(self, frame: pb.Frame) -> None:
-        image = jpeg.decode(frame.data)
-        height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-        if self._count == 0:
-            self._video.width, self._video.height = width, height
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="bgr24")
-        picture.pts = self._count
-        picture.time_base = Fraction(1, self._fps)
-        self._count += 1
-        with self._as_video():
-            self._container.mux(self._video.encode(picture))
-
-    def close(self) -> None:
-        with self._as_video():
-            self._mux_speech()
-            if self._count:
-                self._container.mux(self._video.encode(None))
-            self._container.close()
-        self._part.replace(self._path)
-
-    def discard(self) -> None:
-        # Closing writes what belongs at the end of a file, which may fail where its beginning did.
-        with contextlib.suppress(av.FFmpegError, ValueError):
-            self._container.close()
-        self._part.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _as_video(self) -> Iterator[None]:
-        try:
-            yield
-        except (av.FFmpegError, ValueError) as error:
-            fault = f"{self._path}: cannot be written as a video ({error}); name it such as out.mp4"
-            raise InvalidInput(fault) from error
-
-    def _mux_speech(self) -> None:
-        step = 1024
-        for begin in range(0, len(self._samples), step):
-            chunk = self._samples[begin : begin + step]
-            sound = av.AudioFrame.from_ndarray(chunk[None, :], format="fltp", layout="mono")
-            sound.sample_rate, sound.pts, sound.time_base = self._rate, begin, Fraction(1, self._rate)
-            self._container.mux(self._audio.encode(sound))
-        self._container.mux(self._audio.encode(None))
-
-
 class FolderSink:
     """A folder with every frame as it came, frame_00000.jpg, ..., and the speech beside them."""
 
@@ -191,8 +116,8 @@ class FolderSink:
         with (path / "speech.wav").open("wb") as file:
             shutil.copyfileobj(BytesIO(wav), file)
 
-    def put(self, frame: pb.Frame) -> None:
-        (self._path / f"frame_{self._count:05d}.jpg").write_bytes(frame.data)
+    def put(self, data: bytes) -> None:
+        (self._path / f"frame_{self._count:05d}.jpg").write_bytes(data)
         self._count += 1
 
     def close(self) -> None:

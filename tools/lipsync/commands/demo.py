@@ -28,7 +28,7 @@ from .speaking import read_speech, speak_to
 TENANT = "demo"
 SPEECH = Path(__file__).parent.parent / "data" / "hello.wav"
 # Its one caller is the demo itself: once that is interrupted nobody waits for the rest.
-_BRIEF = {"server": {"port": 0, "drain_s": 0}}
+_BRIEF = {"server": {"port": 0, "drain_s": 0}, "http": {"port": 0}}
 
 
 def demo(

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from compositor.__main__ import set_up_logging
 from compositor.errors import SettingsInvalid, TritonUnavailable
-from compositor.server import Running
-from compositor.server import serve as serve_compositor
+from compositor.logs import set_up_logging
 from compositor.settings import Settings, read_settings
 from compositor.tenant import tenant_names
+from compositor.workers import Listening
+from compositor.workers import serve as serve_compositor
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from .console import REPOSITORY, err, say
@@ -23,6 +23,11 @@ from .console import REPOSITORY, err, say
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")]
 Repository = Annotated[Path | None, typer.Option("--repository", "-r", help="The model repository.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="The compositor's gRPC port; 0: a free one.")]
+WebPort = Annotated[
+    int | None,
+    typer.Option("--http-port", min=0, max=65535, help="The port of the page, HTTP and WebSocket; 0: a free one."),
+]
+Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Processes that serve, all on the same ports.")]
 GrpcPort = Annotated[int, typer.Option("--grpc-port", min=0, max=65535, help="Triton's gRPC port; 0: a free one.")]
 HttpPort = Annotated[int, typer.Option("--http-port", min=0, max=65535, help="Triton's HTTP port; 0: a free one.")]
 MetricsPort = Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="Triton's metrics port.")]
@@ -62,16 +67,25 @@ def serve(
     config: Config = None,
     repository: Repository = None,
     port: Port = None,
+    http_port: WebPort = None,
+    workers: Workers = None,
 ) -> None:
     """Run the compositor alone, against a Triton that runs already."""
-    settings = read_settings(config, options=_options(triton, repository, port))
+    settings = read_settings(config, options=_options(triton, repository, port, http_port, workers))
     set_up_logging(settings.logging.level)
     asyncio.run(serve_compositor(settings, _announce))
 
 
-def up(config: Config = None, repository: Repository = None, port: Port = None, log: Log = None) -> None:
+def up(
+    config: Config = None,
+    repository: Repository = None,
+    port: Port = None,
+    http_port: WebPort = None,
+    workers: Workers = None,
+    log: Log = None,
+) -> None:
     """Run the embedded Triton and the compositor together, until Ctrl-C."""
-    settings = read_settings(config, options=_options(None, repository, port))
+    settings = read_settings(config, options=_options(None, repository, port, http_port, workers))
     _find_repository(settings.model_repository)
     set_up_logging(settings.logging.level)
     install(default_home(), err.print)
@@ -102,15 +116,19 @@ async def _serve_with(server: EmbeddedTriton, settings: Settings) -> None:
     await serving
 
 
-def _options(triton: str | None, repository: Path | None, port: int | None) -> dict[str, tuple[str, str]]:
+def _options(
+    triton: str | None, repository: Path | None, port: int | None, http_port: int | None, workers: int | None
+) -> dict[str, tuple[str, str]]:
     """What the command line says of settings, as `read_settings` takes it."""
     said = {
         "triton.endpoint": ("--triton", triton),
         "model_repository": ("--repository", repository),
         "server.port": ("--port", port),
+        "http.port": ("--http-port", http_port),
+        "server.workers": ("--workers", workers),
     }
     return {setting: (option, str(value)) for setting, (option, value) in said.items() if value is not None}
 
 
-def _announce(service: Running) -> None:
-    say(f"the compositor listens on port {service.port}")
+def _announce(service: Listening) -> None:
+    say(f"the compositor listens on port {service.port} (gRPC) and {service.http_port} (HTTP and the page)")

@@ -14,7 +14,8 @@ from rich.table import Table
 from compositor import pcm
 from compositor.errors import InvalidInput, LipsyncError
 from compositor.proto import lipsync_v1_pb2 as pb
-from lipsync.client import FolderSink, Sink, VideoSink, receive
+from compositor.video import Video
+from lipsync.client import FolderSink, Sink, receive
 
 from .console import err, out, say
 
@@ -61,18 +62,18 @@ def speak_to(server: str, tenant: str, wav: bytes, output: str, stop: threading.
             first_s = first_s or time.monotonic() - begin
             bars.update(bar, completed=frame.pts_samples / 16_000)
 
-        summary = receive(server, tenant, wav, lambda fps: _sink(output, wav, fps), arrived)
+        summary = receive(server, tenant, wav, lambda fps: sink_for(output, wav, fps), arrived)
         bars.update(bar, completed=speech_s)
     _account(summary, speech_s, first_s)
     say(f"wrote {output}")
 
 
-def _sink(output: str, wav: bytes, fps: int) -> Sink:
+def sink_for(output: str, wav: bytes, fps: int) -> Sink:
     """A folder where `output` ends in a slash, is one, or has no suffix; else a video."""
     path = Path(output)
     if output.endswith("/") or path.is_dir() or not path.suffix:
         return FolderSink(path, wav)
-    return VideoSink(path, wav, fps)
+    return Video(path, *pcm.read_wav(wav), fps)
 
 
 def _account(summary: pb.Summary, speech_s: float, first_s: float) -> None:

@@ -1,0 +1,62 @@
+"""Errors as gRPC tells them: a status code with details, the same for every call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from ..errors import LipsyncError
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "lipsync"
+Context: TypeAlias = Any
+"""A grpc.aio.ServicerContext: grpcio ships no types."""
+
+
+def status_of(error: LipsyncError) -> status_pb2.Status:
+    """An error as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they say something."""
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    ]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.status.value), message=error.message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+async def _abort(context: Context, error: LipsyncError) -> NoReturn:
+    status = rpc_status.to_status(status_of(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort raises")
+
+
+@contextlib.asynccontextmanager
+async def reporting(context: Context) -> AsyncIterator[None]:
+    """Ends the call with the status of whatever goes wrong inside; what nobody foresaw is logged, not sent."""
+    try:
+        yield
+    except LipsyncError as error:
+        await _abort(context, error)
+    except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+        raise
+    except Exception:
+        log.exception("a call failed in a way that nobody foresaw")
+        await _abort(context, LipsyncError("internal error; the service's log has the details"))

@@ -1,0 +1,236 @@
+"""The HTTP server: uvicorn in the service's own event loop, with bounds on what a client may take and how long.
+
+The only importer of uvicorn. Knows nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import socket
+from asyncio import TimerHandle
+from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+
+from ..errors import SettingsInvalid
+from ..settings import HttpSettings
+
+UNSENT_BYTES: Final = 128 << 10
+"""Most that the kernel holds unsent of a connection, where it can be told: what waits there cannot be taken back."""
+MOST_FRAGMENTS: Final = 4096
+_BACKLOG = 128
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a client may take, in seconds.
+
+    request_s: to send a request's or a handshake's header, and to answer a close. stalled_s: to take what was sent to
+    it. ping_s: between pings to a WebSocket; pong_s: for its answer.
+    """
+
+    request_s: float = 10
+    stalled_s: float = 30
+    ping_s: float = 20
+    pong_s: float = 20
+
+
+class _Http(H11Protocol):
+    """A connection until it becomes a WebSocket, if it does. uvicorn itself waits for a header without end, and for a
+    reader too."""
+
+    def __init__(self, patience: Patience, most: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._patience = patience
+        self._most = most
+        self._requesting: TimerHandle | None = None
+        self._stalled: TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            transport.abort()
+        else:
+            self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.get_protocol() is not self or (self.cycle and not self.cycle.response_complete):
+            _stop(self._requesting)
+            self._requesting = None
+        elif self._requesting is None:
+            self._expect_request()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._patience.stalled_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        _stop(self._stalled)
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _stop(self._requesting)
+        _stop(self._stalled)
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        self._requesting = self.loop.call_later(self._patience.request_s, self.transport.abort)
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket. uvicorn itself answers a client's pings however many wait, waits for a stalled reader to read a
+    close, and resets the connection before a client that still sends has read why it was refused."""
+
+    def __init__(self, patience: Patience, **options: Any) -> None:
+        super().__init__(**options)
+        self._patience = patience
+        self.close_timeout = patience.request_s
+        self._refused = False
+        self._ending: TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            super().data_received(data)
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()  # the pong; RFC 6455 5.5.3 lets all but the last be left out
+
+    def handle_cont(self, event: Frame) -> None:
+        super().handle_cont(event)
+        if len(self.frames) > MOST_FRAGMENTS:
+            self.frames = []
+            self.conn.fail(1009, "too many fragments")
+            self.handle_parser_exception()
+
+    def handle_parser_exception(self) -> None:
+        assert self.conn.close_sent is not None
+        self._refused = self.close_sent = True
+        self.stop_keepalive()
+        code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self._patience.request_s, self.transport.abort)
+
+    async def send(self, message: Any) -> None:
+        await self.writable.wait()
+        if self._refused:
+            raise ClientDisconnected
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # by a refusal, which uvicorn logs as an error
+
+    def keepalive_timeout(self) -> None:
+        self._refused = True
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        if not self.disconnected:
+            # Once uvicorn has given up to wait, it waits for what was sent to be taken.
+            self._ending = self.loop.call_later(2 * self._patience.request_s, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _stop(self._ending)
+        super().connection_lost(exc)
+
+
+def _stop(timer: TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which would take the process's signals for itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def bind(settings: HttpSettings, share: bool = False) -> socket.socket:
+    """A listening socket on `settings.host` and `settings.port`, which others may share. Raises SettingsInvalid."""
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
+            _tune(listening)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        raise SettingsInvalid(
+            f"http.port: {settings.host}:{settings.port} cannot be bound ({error.strerror}); is another service on it?"
+            " choose another, or 0 for a free one",
+            field="http.port",
+        ) from error
+    return listening
+
+
+def _tune(listening: socket.socket) -> None:
+    """Options that each accepted connection takes over."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    app: Callable[..., Any],
+    listening: socket.socket,
+    settings: HttpSettings,
+    drain_s: float,
+    patience: Patience | None = None,
+) -> AsyncIterator[None]:
+    """Serves an ASGI app on a listening socket, which it closes in the end. Leaving the block takes no new connections
+    and gives running requests `drain_s` to finish."""
+    patience = patience or Patience()
+    config = uvicorn.Config(
+        app,
+        http=cast(Any, functools.partial(_Http, patience, settings.max_connections)),
+        ws=cast(Any, functools.partial(_WebSocket, patience)),
+        ws_max_size=settings.max_message_mb << 20,
+        ws_ping_interval=patience.ping_s,
+        ws_ping_timeout=patience.pong_s,
+        ws_per_message_deflate=False,  # pictures are compressed already
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=math.ceil(drain_s),
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve([listening]), name="http")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await running
+        # What is left reads nothing: its tasks were cancelled, its transports would wait for it.
+        tasks = list(server.server_state.tasks)
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)

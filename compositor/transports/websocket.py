@@ -1,0 +1,122 @@
+"""WebSocket: `/ws/{tenant}` is one conversation. Messages are read and written by `wire`; errors become an error event
+and a close code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ..conversation import converse
+from ..errors import InvalidInput, LipsyncError, Stopping
+from ..events import Command
+from ..live import Live
+from .faults import CLOSE_CODES, HTTP_CODES, error_fields
+from .wire import SUBPROTOCOL, Wire, write_error
+
+log = logging.getLogger(__name__)
+
+GOING_AWAY: Final = 1001
+_FAREWELL_S = 5.0
+"""How long the last messages may take; a viewer that reads nothing is not waited for."""
+
+
+class Conversations:
+    """All conversations over WebSockets."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def serve(self, socket: WebSocket) -> None:
+        """One connection, from its handshake to its close."""
+        offered = socket.scope["subprotocols"]
+        # OSError: the client left during the handshake.
+        with contextlib.suppress(WebSocketDisconnect, OSError):
+            if refusal := self._refusal(offered):
+                code = HTTP_CODES[refusal.status]
+                await socket.send_denial_response(JSONResponse({"error": error_fields(refusal)}, code))
+                return
+            await socket.accept(subprotocol=SUBPROTOCOL if offered else None)
+            await self._converse(socket)
+
+    async def stop(self) -> None:
+        """Closes every connection as going away, and refuses new ones."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _refusal(self, offered: list[str]) -> LipsyncError | None:
+        if self._stopping:
+            return Stopping("the service stops", retry_after_s=1)
+        if offered and SUBPROTOCOL not in offered:
+            return InvalidInput(
+                f"this service speaks {SUBPROTOCOL}: offer it as subprotocol, or none", field="subprotocol"
+            )
+        return None
+
+    async def _converse(self, socket: WebSocket) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await _talk(self._live, socket)
+        except LipsyncError as error:
+            await _part(socket, CLOSE_CODES[error.status], error)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            await _part(socket, GOING_AWAY)
+        except WebSocketDisconnect:
+            raise
+        except Exception:
+            log.exception("a conversation failed in a way that nobody foresaw")
+            unforeseen = LipsyncError("internal error; the service's log has the details")
+            await _part(socket, CLOSE_CODES[unforeseen.status], unforeseen)
+        finally:
+            self._tasks.discard(task)
+
+
+async def _talk(live: Live, socket: WebSocket) -> None:
+    """Sends events until the client leaves, which raises WebSocketDisconnect."""
+    wire = Wire(socket.path_params["tenant"])
+    async with contextlib.aclosing(converse(live, _commands(socket, wire))) as events:
+        async for event in events:
+            message = wire.write(event)
+            if isinstance(message, bytes):
+                await socket.send_bytes(message)
+            else:
+                await socket.send_text(message)
+
+
+async def _commands(socket: WebSocket, wire: Wire) -> AsyncGenerator[Command, None]:
+    """The client's messages as commands. Raises InvalidInput, and WebSocketDisconnect when the client leaves."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
+        data = message.get("bytes")
+        yield wire.read(message["text"] if data is None else data)
+
+
+async def _part(socket: WebSocket, code: int, error: LipsyncError | None = None) -> None:
+    """Says why, if there is a reason, and closes."""
+
+    async def say() -> None:
+        if error is not None:
+            await socket.send_text(write_error(error))
+        await socket.close(code, error.reason if error is not None else "the service stops")
+
+    # RuntimeError: the connection was closed meanwhile, by the client or for a message that the library refused.
+    with contextlib.suppress(WebSocketDisconnect, asyncio.TimeoutError, RuntimeError):
+        await asyncio.wait_for(say(), _FAREWELL_S)

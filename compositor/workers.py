@@ -1,0 +1,212 @@
+"""The service as several processes on the same ports: this one reserves the ports and keeps the others alive.
+
+The kernel gives each new connection to one of them (SO_REUSEPORT), where it stays, session and all. Limits count for
+each process; metrics are those of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from . import server
+from .errors import LipsyncError, SettingsInvalid
+from .logs import set_up_logging
+from .metrics import SHARED_VARIABLE, Metrics, forget_process
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+_MODULE = "compositor.workers"
+_PAUSE_S = 1.0
+"""Between the end of a worker and the start of the one in its place."""
+_PATIENCE_S = 10.0
+"""Beyond the time to drain, until a worker is killed."""
+
+
+class Listening(Protocol):
+    """Where a service listens."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def http_port(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Ports:
+    port: int
+    http_port: int
+
+
+async def serve(settings: Settings, started: Callable[[Listening], None] | None = None) -> None:
+    """Runs the service, in `server.workers` processes of their own if more than one, until SIGTERM or SIGINT.
+
+    Raises SettingsInvalid, and LipsyncError where a worker does not start.
+    """
+    if settings.server.workers == 1:
+        await server.serve(settings, started)
+        return
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(settings) as ports:
+        if started:
+            started(ports)
+        await stop.wait()
+        log.info("draining, at most %.0f s", settings.server.drain_s)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Listening]:
+    """The workers, listening; leaving the block drains and stops them."""
+    with (
+        _reserved(settings.server.host, settings.server.port, "server.port") as port,
+        _reserved(settings.http.host, settings.http.port, "http.port") as http_port,
+        tempfile.TemporaryDirectory(prefix="lipsync-metrics-") as folder,
+    ):
+        own = settings.with_ports(port, http_port)
+        workers = [_Worker(number + 1, own, Path(folder)) for number in range(settings.server.workers)]
+        tasks = [asyncio.create_task(worker.keep()) for worker in workers]
+        try:
+            await _all_ready(workers, tasks)
+            yield _Ports(port, http_port)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _reserved(host: str, port: int, setting: str) -> Iterator[int]:
+    """A port that nobody else listens on, or a free one for 0, and that only those who share it may bind meanwhile."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            # Bound and not listening, a socket gets no connections.
+            shared = socket.socket(family, kind, protocol)
+            port = alone.getsockname()[1]
+        with shared:
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            shared.bind((address[0], port, *address[2:]))
+            yield port
+    except OSError as error:
+        raise SettingsInvalid(
+            f"{setting}: {host}:{port} cannot be bound ({error.strerror}); is another service on it? choose another, "
+            "or 0 for a free one",
+            field=setting,
+        ) from error
+
+
+async def _all_ready(workers: list[_Worker], tasks: list[asyncio.Task[None]]) -> None:
+    """Returns when every worker serves. Raises what ends one of the tasks that keep them."""
+    waiting = [asyncio.create_task(_ready(workers)), *tasks]
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        waiting[0].cancel()
+
+
+async def _ready(workers: list[_Worker]) -> None:
+    for worker in workers:
+        await worker.ready.wait()
+
+
+class _Worker:
+    """One place among the workers, and the process that holds it."""
+
+    def __init__(self, number: int, settings: Settings, metrics: Path) -> None:
+        self.ready = asyncio.Event()
+        self._number, self._settings, self._metrics = number, settings, metrics
+
+    async def keep(self) -> None:
+        """Starts the process, again whenever it ends, and drains it when this is cancelled. Raises LipsyncError where
+        the first one does not start."""
+        while True:
+            try:
+                ending = f"ended with status {await self._run()}"
+            except OSError as error:
+                ending = f"could not be made: {error.strerror}"
+            if not self.ready.is_set():
+                raise LipsyncError(f"worker {self._number} did not start but {ending}; it says above what it can")
+            log.warning("worker %d %s; it is started again", self._number, ending)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _run(self) -> int:
+        """One process from its start to its end. Raises OSError where there is none."""
+        process = await self._start()
+        try:
+            assert process.stdout
+            if await process.stdout.readline():
+                self.ready.set()
+            return await process.wait()
+        finally:
+            await self._end(process)
+
+    async def _start(self) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            *("env", f"{SHARED_VARIABLE}={self._metrics}", sys.executable, "-m", _MODULE, str(self._metrics)),
+            stdin=PIPE,
+            stdout=PIPE,
+        )
+        assert process.stdin
+        # Its end tells the worker that this process is gone.
+        process.stdin.write(self._settings.model_dump_json().encode() + b"\n")
+        return process
+
+    async def _end(self, process: Process) -> None:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), self._settings.server.drain_s + _PATIENCE_S)
+            except asyncio.TimeoutError:
+                log.error("worker %d does not end and is killed", self._number)
+                process.kill()
+                await process.wait()
+        forget_process(process.pid, self._metrics)
+
+
+async def _work(settings: Settings, metrics: Path) -> None:
+    """The worker's side: serves until it is told to stop, or its parent is gone."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_reader(sys.stdin.fileno(), stop.set)
+    async with server.running(settings, share_ports=True, metrics=Metrics(metrics)):
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def main() -> int:
+    """The worker's process: its settings are the first line of stdin."""
+    try:
+        settings = Settings.model_validate(json.loads(sys.stdin.buffer.readline()))
+        set_up_logging(settings.logging.level)
+        asyncio.run(_work(settings, Path(sys.argv[1])))
+    except LipsyncError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Requests that are joined: each caller gets its own answers, or its own batch's error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compositor.batching import Batcher
+from compositor.errors import TritonUnavailable
+
+from .stage import settle
+
+LONG_S = 100.0
+
+
+class Work:
+    """Doubles what it gets, when it may; remembers the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = asyncio.Event()
+        self.failure: Exception | None = None
+
+    async def __call__(self, items: list[int]) -> Sequence[int]:
+        self.batches.append(items)
+        await self.go.wait()
+        if self.failure:
+            raise self.failure
+        return [2 * item for item in items]
+
+
+async def test_what_comes_together_goes_together() -> None:
+    work = Work()
+    batcher = Batcher(work, 8, 0.0)
+    work.go.set()
+    answers = await asyncio.gather(*(batcher.ask(items) for items in ([1, 2], [3], [4, 5, 6])))
+    assert answers == [[2, 4], [6], [8, 10, 12]]
+    assert work.batches == [[1, 2, 3, 4, 5, 6]]
+
+
+async def test_a_full_batch_does_not_wait() -> None:
+    work = Work()
+    batcher = Batcher(work, 4, LONG_S)
+    work.go.set()
+    assert await asyncio.gather(*(batcher.ask(items) for items in ([1, 2], [3, 4]))) == [[2, 4], [6, 8]]
+    assert work.batches == [[1, 2, 3, 4]]
+
+
+async def test_what_does_not_fit_sends_the_others() -> None:
+    work = Work()
+    batcher = Batcher(work, 4, LONG_S)
+    work.go.set()
+    answers = await asyncio.gather(*(batcher.ask(items) for items in ([1, 2, 3], [4, 5, 6, 7])))
+    assert answers == [[2, 4, 6], [8, 10, 12, 14]]
+    assert work.batches == [[1, 2, 3], [4, 5, 6, 7]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(), min_size=1, max_size=5), max_size=20))
+def test_everybody_gets_the_own_answers(wishes: list[list[int]]) -> None:
+    async def all_of_them() -> tuple[list[list[int]], list[list[int]]]:
+        work = Work()
+        work.go.set()
+        batcher = Batcher(work, 5, 0.0)
+        return await asyncio.gather(*(batcher.ask(wish) for wish in wishes)), work.batches
+
+    answers, batches = asyncio.run(all_of_them())
+    assert answers == [[2 * item for item in wish] for wish in wishes]
+    assert all(len(batch) <= 5 for batch in batches)
+
+
+@pytest.mark.parametrize("items", [[], [1, 2, 3]])
+async def test_what_fits_no_batch_is_refused(items: list[int]) -> None:
+    with pytest.raises(ValueError, match="where 1 to 2 fit"):
+        await Batcher(Work(), 2, 0.0).ask(items)
+
+
+async def test_a_caller_that_leaves_takes_its_items_along() -> None:
+    work = Work()
+    batcher = Batcher(work, 3, LONG_S)
+    work.go.set()
+    gone = asyncio.create_task(batcher.ask([1]))
+    await settle()
+    gone.cancel()
+    await settle()
+    assert gone.cancelled()
+    stays = asyncio.create_task(batcher.ask([2, 3]))
+    assert await stays == [4, 6]
+    assert work.batches == [[2, 3]]
+
+
+async def test_a_caller_that_leaves_later_does_not_harm_the_others() -> None:
+    work = Work()
+    batcher = Batcher(work, 2, LONG_S)
+    gone, stays = (asyncio.create_task(batcher.ask([item])) for item in (1, 2))
+    await settle()
+    gone.cancel()
+    work.go.set()
+    assert await stays == [4]
+    assert gone.cancelled()
+
+
+async def test_an_error_reaches_its_batch_and_no_other() -> None:
+    work = Work()
+    batcher = Batcher(work, 2, LONG_S)
+    work.failure = TritonUnavailable("gone")
+    work.go.set()
+    failed = await asyncio.gather(*(batcher.ask([item]) for item in (1, 2)), return_exceptions=True)
+    assert failed == [work.failure] * 2
+    work.failure = None
+    assert await batcher.ask([3, 4]) == [6, 8]
+
+
+async def test_stopping_ends_requests_under_way_and_those_that_wait() -> None:
+    work = Work()
+    batcher = Batcher(work, 2, LONG_S)
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(batcher.ask([1, 2]))
+    await settle()
+    just_sent = asyncio.create_task(batcher.ask([3, 4]))
+    waiting = asyncio.create_task(batcher.ask([5]))
+    asyncio.get_running_loop().call_soon(lambda: None)
+    await asyncio.sleep(0)  # the second request was sent, and has not begun
+    await asyncio.gather(*batcher.stop(), return_exceptions=True)
+    await settle()
+    assert [task.cancelled() for task in (running, just_sent, waiting)] == [True] * 3
+    assert asyncio.all_tasks() == before

@@ -1,0 +1,83 @@
+"""Video files: frames and speech side by side, complete or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from compositor.errors import InvalidInput
+from compositor.video import Video
+
+RATE, FPS = 16_000, 25
+Tone = Callable[[float, int], np.ndarray[Any, Any]]
+
+
+def picture(value: int, width: int = 65, height: int = 49) -> bytes:
+    _, data = cv2.imencode(".jpg", np.full((height, width, 3), value, np.uint8))
+    return data.tobytes()
+
+
+def test_frames_and_speech_last_equally_long(tmp_path: Path, tone: Tone) -> None:
+    path = tmp_path / "new" / "out.mp4"
+    video = Video(path, tone(2, RATE), RATE, FPS)
+    for number in range(2 * FPS):
+        video.put(picture(5 * number))
+    video.close()
+    with av.open(path) as container:
+        frames, sound = container.streams.video[0], container.streams.audio[0]
+        assert (frames.width, frames.height, frames.frames, frames.average_rate) == (64, 48, 2 * FPS, FPS)
+        for stream in (frames, sound):
+            assert stream.duration is not None
+            assert stream.time_base is not None
+            assert abs(float(stream.duration * stream.time_base) - 2) < 0.1
+        levels = [float(frame.to_ndarray(format="gray").mean()) for frame in container.decode(video=0)]
+    assert levels == sorted(levels)
+    assert [each.name for each in path.parent.iterdir()] == ["out.mp4"]
+
+
+def test_speech_lies_beside_its_frames(tmp_path: Path, tone: Tone) -> None:
+    """A player that reads from the beginning needs both. Left to itself, the muxer waits for 10 s of speech only."""
+    video = Video(tmp_path / "out.mp4", tone(14, RATE), RATE, FPS)
+    for number in range(14 * FPS):
+        video.put(picture(number % 256))
+    video.close()
+    with av.open(tmp_path / "out.mp4") as container:
+        times: dict[str, float] = {"video": 0, "audio": 0}
+        for packet in sorted(
+            (packet for packet in container.demux() if packet.pos), key=lambda packet: packet.pos or 0
+        ):
+            assert packet.pts is not None
+            times[packet.stream.type] = float(packet.pts * packet.time_base)
+            assert abs(times["video"] - times["audio"]) < 1.5
+
+
+def test_speech_longer_than_the_frames_is_whole(tmp_path: Path, tone: Tone) -> None:
+    video = Video(tmp_path / "out.mp4", tone(1, RATE), RATE, FPS)
+    video.put(picture(0))
+    video.close()
+    with av.open(tmp_path / "out.mp4") as container:
+        heard = sum(frame.samples for frame in container.decode(audio=0))
+    assert heard >= RATE
+
+
+def test_what_is_given_up_leaves_the_file_of_before(tmp_path: Path, tone: Tone) -> None:
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"before")
+    video = Video(path, tone(1, RATE), RATE, FPS)
+    video.put(picture(0))
+    video.discard()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.nosuch", "out"])
+def test_a_format_that_holds_no_video_is_refused(tmp_path: Path, tone: Tone, name: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be written as a video"):
+        Video(tmp_path / name, tone(1, RATE), RATE, FPS)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,154 @@
+"""Several processes on the same ports: both answer, one that dies is replaced, and all end with their parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from compositor import workers
+from compositor.errors import LipsyncError, SettingsInvalid
+from compositor.metrics import SHARED_VARIABLE, Metrics, forget_process
+from compositor.settings import Settings
+
+LONGEST_S = 30.0
+
+
+def settings_of(repository: Path, **server: object) -> Settings:
+    """Two workers, and a Triton that nobody runs."""
+    return Settings.model_validate(
+        {
+            "model_repository": repository,
+            "server": {"port": 0, "workers": 2, "drain_s": 0, **server},
+            "http": {"port": 0},
+            "triton": {"endpoint": "127.0.0.1:1"},
+        }
+    )
+
+
+def children(pid: int) -> set[int]:
+    """The living processes that a process started."""
+    found = set[int]()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found.update(map(int, (task / "children").read_text().split()))
+    return {child for child in found if alive(child)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONGEST_S
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        await asyncio.sleep(0.02)
+
+
+async def answers(port: int) -> bool:
+    """Whether a new connection is served."""
+    async with grpc.aio.insecure_channel(
+        f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=LONGEST_S
+        )
+        return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+def listeners(port: int) -> set[str]:
+    """The sockets that listen on a port of this machine, by inode. proc_net_tcp(5)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if int(row[1].rpartition(":")[2], 16) == port and row[3] == "0A"}
+
+
+async def test_workers_share_ports_and_one_that_dies_is_replaced(tmp_path: Path) -> None:
+    async with workers.running(settings_of(tmp_path)) as ports:
+        first = children(os.getpid())
+        assert len(first) == 2
+        assert len(listeners(ports.http_port)) == 2
+        assert await answers(ports.port)
+        os.kill(min(first), signal.SIGKILL)
+        await until(lambda: len(children(os.getpid()) - first) == 1 and len(listeners(ports.http_port)) == 2)
+        second = children(os.getpid())
+        assert len(second) == 2
+        for _ in range(8):
+            assert await answers(ports.port)
+        text = await asyncio.to_thread(read, ports.http_port, "/metrics")
+        assert "lipsync_sessions 0.0" in text
+        with pytest.raises(SettingsInvalid, match="is another service on it"):
+            async with workers.running(settings_of(tmp_path, port=ports.port)):
+                pass
+    assert not any(alive(pid) for pid in first | second)
+    assert not listeners(ports.port)
+
+
+def read(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=LONGEST_S) as answer:
+        return str(answer.read().decode())
+
+
+async def test_a_worker_that_cannot_start_ends_it_all(tmp_path: Path) -> None:
+    with pytest.raises(LipsyncError, match=r"worker \d did not start"):
+        async with workers.running(settings_of(tmp_path / "missing")):
+            pass
+    assert not children(os.getpid())
+
+
+async def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsInvalid, match=rf"server.port: 127.0.0.1:{port} cannot be bound"):
+            async with workers.running(settings_of(tmp_path, port=port)):
+                pass
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+async def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(settings_of(tmp_path).model_dump_json())
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-m", "compositor", str(settings))
+    try:
+        await until(lambda: len(children(parent.pid)) == 2)
+        started = children(parent.pid)
+        parent.send_signal(number)
+        assert await asyncio.wait_for(parent.wait(), LONGEST_S) == status
+        await until(lambda: not any(alive(pid) for pid in started))
+    finally:
+        if parent.returncode is None:
+            parent.kill()
+            await parent.wait()
+
+
+COUNTING = (
+    "import os, pathlib, sys; from compositor.metrics import Metrics; metrics = Metrics(pathlib.Path(sys.argv[1])); "
+    "metrics.interrupts.inc(2); metrics.sessions.set(3); metrics.pictures.labels('late').inc(); print(os.getpid())"
+)
+
+
+def test_numbers_are_those_of_all_processes(tmp_path: Path) -> None:
+    environment = {**os.environ, SHARED_VARIABLE: str(tmp_path)}
+    command = [sys.executable, "-c", COUNTING, str(tmp_path)]
+    pids = [int(subprocess.run(command, env=environment, check=True, capture_output=True).stdout) for _ in range(2)]
+    text = Metrics(tmp_path).exposition().decode()
+    assert "lipsync_interrupts_total 4.0" in text
+    assert 'lipsync_pictures_total{kind="late"} 2.0' in text
+    assert "lipsync_sessions 6.0" in text
+    forget_process(pids[0], tmp_path)
+    text = Metrics(tmp_path).exposition().decode()
+    assert "lipsync_interrupts_total 4.0" in text
+    assert "lipsync_sessions 3.0" in text
