@@ -91,6 +91,33 @@ def paste(background: Pixels, crop: Pixels, box: Box, blend: Blend) -> Pixels:
     return out
 
 
+@functools.lru_cache(maxsize=64)
+def _mouth_region(width: int, height: int) -> NDArray[np.float32]:
+    """Where in a crop rectangle the mouth and chin are, float32 (height, width) in [0, 1]: an ellipse that ends softly.
+
+    The family's crops reach from the brows to below the chin, the mouth at two thirds of their height.
+    """
+    y, x = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None, :] + 0.5) / width
+    radius = np.hypot((x - 0.5) / 0.45, (y - 0.68) / 0.36)
+    ramp = np.clip((1 - radius) / 0.3, 0, 1)
+    return ((1 - np.cos(np.pi * ramp)) / 2).astype(np.float32)
+
+
+def mix(idle: Pixels, pasted: Pixels, box: Box, weight: float, *, borrowed: bool) -> Pixels:
+    """`idle` with `weight` of `pasted`: two pictures BGR uint8 of one shape that differ within `box`.
+
+    borrowed: the pasted mouth was made for another frame, so only mouth and chin are taken: everything else, the eyes
+    above all, would shine through from there.
+    """
+    if not borrowed:
+        return np.asarray(cv2.addWeighted(pasted, weight, idle, 1 - weight, 0), np.uint8)
+    out: Pixels = idle.copy()
+    region = (slice(box.y, box.bottom), slice(box.x, box.right))
+    share = _mouth_region(box.width, box.height) * np.float32(weight)
+    out[region] = cv2.blendLinear(pasted[region], idle[region], share, 1 - share)
+    return out
+
+
 def cut_crop(frame: Pixels, box: Box) -> Pixels:
     """The crop of a frame as the model wants it: BGR uint8 (328, 328, 3), INTER_CUBIC."""
     face = frame[box.y : box.bottom, box.x : box.right]

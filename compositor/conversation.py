@@ -48,6 +48,7 @@ async def _first(live: Live, commands: AsyncIterator[Command]) -> Start:
         raise InvalidInput("the stream ended before it started: send start first", field="start") from None
     finally:
         reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
     if not isinstance(first, Start):
         raise InvalidInput(f"{_name(first)} before start: send start first", field=_name(first))
     return first

@@ -1,8 +1,8 @@
 """What a live session is told and what it tells: plain values that every transport converts from and to its own wire.
 
 All times are `pts`: samples of the session's own sample rate since it began. Video frame n has pts n * rate // fps, and
-the speech heard with it carries the same pts. `epoch` counts interruptions and switches: whatever carries an older epoch
-than the newest one seen is out of date.
+the speech heard with it carries the same pts. `epoch` counts interruptions and switches: whatever carries an older
+epoch than the newest one seen is out of date.
 """
 
 from __future__ import annotations
@@ -138,7 +138,10 @@ class PlaybackFinished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A segment could not be shown. The session goes on; what ends it is raised."""
+    """A segment could not be shown. The session goes on; what ends it is raised.
+
+    What still comes of that segment is dropped, until SegmentEnd, Interrupt or Switch.
+    """
 
     pts: int
     epoch: int

@@ -1,9 +1,8 @@
 """Triton, as the compositor needs it: mouths and audio embeddings in, loads and unloads. The only importer of
 tritonclient, whose errors end here.
 
-Audio features go and mouths come back through system shared memory where Triton can map this process's region, as
-tensors otherwise. The slot of a request is given back only once Triton has answered it: else one tenant's face could
-get into another's frame.
+Mouths come back through system shared memory where Triton can map this process's region, as tensors otherwise. The
+slot of a request is given back only once Triton has answered it: else one tenant's face could get into another's frame.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ from .slots import Lease, Slots
 log = logging.getLogger(__name__)
 
 MOUTH_BYTES = CROP_SIZE * CROP_SIZE * 3
-AUDIO_BYTES = 32 * 16 * 16 * 4
 EMBEDDING_SIZE = 512
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
@@ -97,10 +95,7 @@ class Triton:
         self._settings = settings
         self._client: aio.InferenceServerClient = aio.InferenceServerClient(settings.endpoint, channel_args=_CHANNEL)
         self._slots = Slots(
-            settings.slots,
-            settings.slot_frames * (MOUTH_BYTES + AUDIO_BYTES),
-            self._register,
-            settings.shared_memory == "auto",
+            settings.slots, settings.slot_frames * MOUTH_BYTES, self._register, settings.shared_memory == "auto"
         )
         self._tasks: set[asyncio.Task[Mouths]] = set()
 
@@ -176,13 +171,14 @@ class Triton:
             if subject.dtype == np.int32
             else _tensor("crop", subject, "UINT8")
         )
+        inputs = [first, _tensor("audio", audio, "FP32")]
         lease = await self._slots.lease(deadline)
         # A task of its own: a caller that goes away must not free a slot that Triton still fills.
-        task = asyncio.create_task(self._request(model, first, audio, lease, deadline))
+        task = asyncio.create_task(self._request(model, inputs, len(audio), lease, deadline))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            # It leaves the task alone whatever happens, and costs 45 us less than wait_for around a shield.
+            # It leaves the task alone whatever happens, and costs less than wait_for around a shield.
             await asyncio.wait((task,), timeout=deadline.remaining_s())
             if not task.done():
                 raise DeadlinePassed("Triton did not answer in time")
@@ -192,16 +188,14 @@ class Triton:
         return task.result()
 
     async def _request(
-        self, model: str, subject: wire.InferInput, audio: NDArray[np.float32], lease: Lease, deadline: Deadline
+        self, model: str, inputs: list[wire.InferInput], count: int, lease: Lease, deadline: Deadline
     ) -> Mouths:
         """One request on a lease, which the answer carries on, or which ends with the error."""
-        count, region = len(audio), lease.region
-        size = count * MOUTH_BYTES
+        region, size = lease.region, count * MOUTH_BYTES
         mouth = wire.InferRequestedOutput("mouth")
         if region is not None:
             mouth.set_shared_memory(region.name, size, region.offset(lease.slot))
         try:
-            inputs = [subject, self._speech(audio, lease)]
             # Beyond the deadline, to know that the request's memory is free again.
             wait_s = max(deadline.at_s - time.monotonic(), 0) + self._settings.timeout_s
             result = await self._infer(model, inputs, [mouth, wire.InferRequestedOutput("finite")], wait_s)
@@ -220,18 +214,6 @@ class Triton:
             self._slots.release(lease)
             raise
         return Mouths(crops.reshape(count, 3, CROP_SIZE, CROP_SIZE), lambda: self._slots.release(lease))
-
-    def _speech(self, audio: NDArray[np.float32], lease: Lease) -> wire.InferInput:
-        """Audio features as an input: in the lease's memory, behind the mouths, where it has any."""
-        region = lease.region
-        if region is None:
-            return _tensor("audio", audio, "FP32")
-        values = np.ascontiguousarray(audio).view(np.uint8).ravel()
-        begin = self._settings.slot_frames * MOUTH_BYTES
-        region.view(lease.slot, region.slot_bytes)[begin : begin + values.size] = values
-        tensor = wire.InferInput("audio", list(audio.shape), "FP32")
-        tensor.set_shared_memory(region.name, values.size, region.offset(lease.slot) + begin)
-        return tensor
 
     async def _register(self, region: Region) -> bool:
         try:

@@ -216,7 +216,7 @@ class Playout:
             self._mouth = None
             return
         weight = self._weight(self._falling)
-        work = partial(_picture, self._tenant, self.number(tick), self._start, weight, self._mouth)
+        work = partial(_picture, self._tenant, self.number(tick), self._start, weight, self._mouth, borrowed=True)
         self._spare = tick, asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def _weight(self, level: int) -> float:
@@ -224,8 +224,9 @@ class Playout:
 
 
 def _finish(tenant: Tenant, number: int, start: Start, weight: float, planes: Pixels) -> Rendered:
-    return _picture(tenant, number, start, weight, merge_planes(planes))
+    return _picture(tenant, number, start, weight, merge_planes(planes), borrowed=False)
 
 
-def _picture(tenant: Tenant, number: int, start: Start, weight: float, mouth: Pixels) -> Rendered:
-    return compose(tenant, number, mouth, start.output, weight, alone=start.picture == "patches")
+def _picture(tenant: Tenant, number: int, start: Start, weight: float, mouth: Pixels, *, borrowed: bool) -> Rendered:
+    alone = start.picture == "patches"
+    return compose(tenant, number, mouth, start.output, weight, borrowed=borrowed, alone=alone)

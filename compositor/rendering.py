@@ -9,11 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
-
 from . import jpeg
-from .blending import Pixels, merge_planes, paste
+from .blending import Pixels, merge_planes, mix, paste
 from .errors import InvalidInput
 from .jpeg import Encoding, PreparedFrame
 from .tenant import Tenant
@@ -53,20 +50,27 @@ def render(tenant: Tenant, number: int, planes: Pixels, output: Output) -> Rende
 
 
 def compose(
-    tenant: Tenant, number: int, mouth: Pixels, output: Output, weight: float = 1.0, *, alone: bool = False
+    tenant: Tenant,
+    number: int,
+    mouth: Pixels,
+    output: Output,
+    weight: float = 1.0,
+    *,
+    borrowed: bool = False,
+    alone: bool = False,
 ) -> Rendered:
     """Frame `number` with a mouth, BGR uint8 (328, 328, 3), in its crop rectangle.
 
-    weight: how much of the mouth there is, 0 to 1; the rest is the prepared frame's own, idle one. alone: the patch
-    around the mouth as a JPEG of its own, at the prepared quality, whatever the output.
+    weight: how much of the mouth there is, 0 to 1; the rest is the prepared frame's own, idle one. borrowed: the mouth
+    was predicted for another frame. alone: the patch around the mouth as a JPEG of its own, at the prepared quality,
+    whatever the output.
     """
     begin = time.perf_counter()
     frame = tenant.frame(number)
     rect = tenant.rect(number).inside(frame.patch)
     pixels = paste(tenant.background(number), mouth, rect, tenant.manifest.blend)
-    if weight < 1:
-        idle = idle_patch(tenant, number)
-        pixels = np.asarray(cv2.addWeighted(pixels, weight, idle, 1 - weight, 0), np.uint8)
+    if weight < 1 or borrowed:
+        pixels = mix(idle_patch(tenant, number), pixels, rect, weight, borrowed=borrowed)
     blended = time.perf_counter()
     data = jpeg.patch_jpeg(frame, pixels) if alone else _encode(tenant, frame, pixels, output)
     return Rendered(data, mouth, blended - begin, time.perf_counter() - blended)

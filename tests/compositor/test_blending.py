@@ -97,3 +97,15 @@ def test_set_prediction_truncates_and_keeps_the_border() -> None:
     assert (out[:4] == 7).all()
     assert (out[:, 324:] == 7).all()
     assert (crop == 7).all()
+
+
+@given(st.integers(20, 200), st.integers(20, 200), st.floats(0, 1))
+def test_a_borrowed_mouth_brings_nothing_of_the_upper_face(width: int, height: int, weight: float) -> None:
+    idle, pasted, box = noise(260, 260, 1), noise(260, 260, 2), Box(30, 40, width, height)
+    mixed = blending.mix(idle, pasted, box, weight, borrowed=True)
+    mouth = (40 + height // 3, 30)
+    assert np.array_equal(mixed[: mouth[0] - 1], idle[: mouth[0] - 1])
+    assert np.array_equal(mixed[box.bottom :], idle[box.bottom :])
+    middle = (40 + round(0.68 * height), 30 + width // 2)
+    expected = idle[middle].astype(float) * (1 - weight) + pasted[middle].astype(float) * weight
+    assert np.abs(mixed[middle] - expected).max() < 2

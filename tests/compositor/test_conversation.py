@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ class Client:
     def hang_up(self) -> None:
         self.say(None)
 
-    async def commands(self) -> AsyncIterator[Command]:
+    async def commands(self) -> AsyncGenerator[Command, None]:
         while (command := await self._said.get()) is not None:
             yield command
 
@@ -72,7 +72,10 @@ class Talk:
         self.consuming = asyncio.create_task(self._consume())
 
     async def _consume(self) -> None:
-        async with contextlib.aclosing(converse(self.live, self.client.commands())) as events:
+        async with (
+            contextlib.aclosing(self.client.commands()) as commands,
+            contextlib.aclosing(converse(self.live, commands)) as events,
+        ):
             async for event in events:
                 self.events.append(event)
 
@@ -227,7 +230,7 @@ async def test_a_client_that_breaks_down(compositor: FakeCompositor) -> None:
     before = asyncio.all_tasks()
 
     class Broken(Client):
-        async def commands(self) -> AsyncIterator[Command]:
+        async def commands(self) -> AsyncGenerator[Command, None]:
             yield START
             await asyncio.sleep(0)
             raise ConnectionResetError("gone")

@@ -22,7 +22,7 @@ Encoding = Literal["pcm16", "float32"]
 RATES = (8_000, 16_000, 22_050, 24_000, 44_100, 48_000)
 
 
-def segment(rate: int = 16_000, encoding: Encoding = "pcm16", fps: int = 25, lookahead_ms: float = 465) -> Segment:
+def segment(rate: int = 16_000, encoding: Encoding = "pcm16", fps: int = 25, lookahead_ms: float = 453) -> Segment:
     return Segment(rate, encoding, fps, edge="silence", lookahead_ms=lookahead_ms, floor_dbfs=-50, begin_s=None)
 
 
@@ -62,7 +62,7 @@ def spoken(speech: Segment, data: bytes, cuts: list[int]) -> tuple[list[float | 
     rate=st.sampled_from(RATES),
     fps=st.sampled_from((25, 29, 30)),
     encoding=st.sampled_from(("pcm16", "float32")),
-    lookahead_ms=st.sampled_from((0, 40, 100, 180, 465)),
+    lookahead_ms=st.sampled_from((0, 40, 100, 180, 453)),
     cuts=st.lists(st.floats(0, 1), max_size=40),
 )
 def test_the_chunking_changes_nothing(
@@ -158,6 +158,6 @@ def test_a_word_moves_the_mouth_around_it(lookahead_ms: float, before: int) -> N
 
 def test_the_floor_is_a_level() -> None:
     for level, silent in ((10 ** (-51 / 20), True), (10 ** (-49 / 20), False)):
-        judge = Loudness(16_000, 25, -50, 465)
+        judge = Loudness(16_000, 25, -50, 453)
         judge.push(np.full(640, level, np.float32))
         assert judge.silent(0) is silent
