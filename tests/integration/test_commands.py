@@ -18,12 +18,13 @@ import pytest
 
 from compositor.features import frame_count
 from compositor.pcm import read_wav
+from lipsync.sentences import NUMBERS
 
 from ..conftest import Stack
 
 pytestmark = pytest.mark.triton
 
-SPEECH = Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "numbers.wav"
+SPEECH = NUMBERS
 SAMPLES, RATE = read_wav(SPEECH.read_bytes())
 FRAMES = frame_count(len(SAMPLES), 25)
 

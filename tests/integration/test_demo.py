@@ -14,10 +14,11 @@ import pytest
 from compositor.features import frame_count
 from compositor.pcm import read_wav
 from compositor.tenant import tenant_names
+from lipsync.sentences import HELLO
 
 pytestmark = pytest.mark.triton
 
-SPEECH = Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "hello.wav"
+SPEECH = HELLO
 SAMPLES, RATE = read_wav(SPEECH.read_bytes())
 SMALL = (
     "import functools, lipsync.commands.demo as d\n"

@@ -23,10 +23,11 @@ import pytest
 
 from compositor.settings import Settings
 from compositor.transports.http import PAGE
+from lipsync.sentences import HELLO
 from tests.conftest import ServiceThread, Stack
 from tests.integration.waiting import until
 
-WAV = (Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "hello.wav").read_bytes()
+WAV = HELLO.read_bytes()
 SPEAK = "/v1/tenants/avatar/speak"
 
 

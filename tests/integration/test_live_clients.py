@@ -12,10 +12,11 @@ from pathlib import Path
 import cv2
 import pytest
 
+from lipsync.sentences import HELLO
 from tests.conftest import Stack
 
 CLIENTS = Path(__file__).parents[2] / "docs" / "clients"
-SPEECH = Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "hello.wav"
+SPEECH = HELLO
 
 
 def node() -> list[str]:

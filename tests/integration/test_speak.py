@@ -31,6 +31,7 @@ from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from compositor.tenant import Tenant
 from lipsync.app import app
+from lipsync.sentences import NUMBERS
 
 from ..conftest import ServiceThread, Stack
 
@@ -40,7 +41,7 @@ Tone = Callable[[float, int], NDArray[np.float32]]
 Request = pb.SpeakRequest
 RATE = 24_000
 FRAME = RATE // 25
-SPEECH = Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "numbers.wav"
+SPEECH = NUMBERS
 
 
 class Talk:

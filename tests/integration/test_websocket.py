@@ -21,10 +21,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from compositor.settings import Settings
+from lipsync.sentences import HELLO
 from tests.conftest import ServiceThread, Stack
 from tests.integration.waiting import until
 
-SPEECH = (Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "hello.wav").read_bytes()[44:]
+SPEECH = HELLO.read_bytes()[44:]
 RATE = 16_000
 START = json.dumps({"type": "start", "sample_rate": RATE})
 SEGMENT_END = '{"type":"segment_end"}'

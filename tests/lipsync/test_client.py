@@ -21,8 +21,9 @@ from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from lipsync.client import ServiceFailed
 from lipsync.commands.speaking import read_speech, speak_to
+from lipsync.sentences import NUMBERS
 
-SPEECH = Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "numbers.wav"
+SPEECH = NUMBERS
 WAV = SPEECH.read_bytes()
 OVERLOADED = "overloaded"
 

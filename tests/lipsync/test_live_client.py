@@ -24,8 +24,9 @@ from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from lipsync.app import app
 from lipsync.client import ServiceFailed
 from lipsync.live_client import Account, Recording, pcm16
+from lipsync.sentences import HELLO
 
-SPEECH = Path(__file__).parents[2] / "tools" / "lipsync" / "data" / "hello.wav"
+SPEECH = HELLO
 SAMPLES, RATE = read_wav(SPEECH.read_bytes())
 FRAME = RATE // 25
 Reply = pb.SpeakResponse

@@ -27,6 +27,7 @@ from lipsync import architecture, client
 from lipsync.avatar_model import loudness_encoder
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant
+from lipsync.sentences import HELLO
 from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton
 
@@ -39,7 +40,6 @@ from .watching import FIRST_FRAME, FRAME_GAP, LATE_FRAME, TOTAL, Measured
 
 TITLE = "Viewers on the whole service"
 LOCUSTFILE = Path(__file__).with_name("viewer.py")
-_SENTENCE = Path(__file__).parents[1] / "data" / "hello.wav"
 _TENANTS, _FRAMES, _WIDTH, _HEIGHT = 4, 24, 640, 360
 _QUICK_S = 3
 _END_S = 30.0
@@ -129,7 +129,7 @@ def _ours(run: Run, demand: Demand, given: Path | None) -> Iterator[Driven]:
     with EmbeddedTriton(repository) as triton, service.running(repository, triton.grpc, run.folder) as compositor:
         if given is None:
             for name in names:
-                list(client.speak(compositor.address, name, _SENTENCE.read_bytes(), demand.timeout_s))
+                list(client.speak(compositor.address, name, HELLO.read_bytes(), demand.timeout_s))
 
         def cpu_s() -> dict[str, float]:
             return {"compositor": compositor.cpu_s(), "Triton": _cpu_s(service.triton_pids(triton))}

@@ -26,12 +26,12 @@ from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from compositor.tenant import tenant_names
 from lipsync.bench.watching import FIRST_FRAME, FRAME_GAP, LATE_FRAME, TOTAL, Audience, Measured, Watch
+from lipsync.sentences import SENTENCES
 
 # After locust's own patch, before the first channel.
 grpc.experimental.gevent.init_gevent()
 
 METHOD = "Generate"
-SENTENCES = Path(__file__).parents[1] / "data"
 _CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 _PAUSE_S = 1.0
 

@@ -19,6 +19,7 @@ from lipsync.avatar import write_source
 from lipsync.avatar_model import loudness_encoder
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant
+from lipsync.sentences import HELLO
 from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
@@ -26,14 +27,13 @@ from .console import REPOSITORY, Repository, err, progress, say
 from .speaking import read_speech, speak_to
 
 TENANT = "demo"
-SPEECH = Path(__file__).parent.parent / "data" / "hello.wav"
 # Its one caller is the demo itself: once that is interrupted nobody waits for the rest.
 _BRIEF = {"server": {"port": 0, "drain_s": 0}, "http": {"port": 0}}
 
 
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", metavar="PATH", help="The video to write.")] = "out/demo.mp4",
-    wav: Annotated[Path, typer.Option(help="What it says: a WAV file.")] = SPEECH,
+    wav: Annotated[Path, typer.Option(help="What it says: a WAV file.")] = HELLO,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Add the demo tenant where it is missing and write a video of it speaking."""
