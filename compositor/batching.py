@@ -15,6 +15,14 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
+def departure(now_s: float, period_s: float) -> float:
+    """The first moment after `now_s` that is a quarter of a period before a multiple of the period.
+
+    Frames are shown on multiples of theirs: what leaves then has time to come back before the next is placed.
+    """
+    return ((now_s + period_s / 4) // period_s + 1) * period_s - period_s / 4
+
+
 @dataclass
 class _Wish(Generic[Item, Answer]):
     """One caller's items, and where their answers go."""
@@ -24,12 +32,16 @@ class _Wish(Generic[Item, Answer]):
 
 
 class Batcher(Generic[Item, Answer]):
-    """Calls `run` with at most `most` items, gathered for at most `wait_s` after the first."""
+    """Calls `run` with at most `most` items, gathered for at most `wait_s` after the first or, where there is a
+    `period_s`, until the next `departure`."""
 
-    def __init__(self, run: Callable[[list[Item]], Awaitable[Sequence[Answer]]], most: int, wait_s: float) -> None:
+    def __init__(
+        self, run: Callable[[list[Item]], Awaitable[Sequence[Answer]]], most: int, wait_s: float, period_s: float = 0
+    ) -> None:
         self._run = run
         self._most = most
         self._wait_s = wait_s
+        self._period_s = period_s
         self._wishes: list[_Wish[Item, Answer]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -50,7 +62,10 @@ class Batcher(Generic[Item, Answer]):
         if self._count == self._most:
             self._send()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._send)
+            loop = asyncio.get_running_loop()
+            now_s = loop.time()
+            leaves_s = departure(now_s, self._period_s) if self._period_s else now_s + self._wait_s
+            self._timer = loop.call_at(leaves_s, self._send)
         return await wish.done
 
     def stop(self) -> list[asyncio.Task[None]]:

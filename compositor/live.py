@@ -26,6 +26,8 @@ from .session import Ask, Session
 from .settings import Settings
 from .tenant import Tenant
 
+_TOGETHER_S = 0.004
+"""How long a frame waits for those whose features came with the same answer, to be one request with them."""
 _WORTHLESS_S = 2.0
 """How long a picture is worth waiting for; by then its time has long gone by."""
 
@@ -100,11 +102,13 @@ class Live:
         await self._compositor.load(_call(tenant, self.settings.server.timeout_s))
 
     async def embed(self, tenant: Tenant, windows: Windows) -> NDArray[np.float32]:
+        if len(self.sessions) < 2:  # nobody to wait for
+            return await self._compositor.embeddings(_call(tenant, self.settings.server.timeout_s), windows)
         encoder = tenant.manifest.encoder
         batcher = self._windows.get(encoder)
         if batcher is None:
             work = partial(self._embed, tenant)
-            batcher = self._windows[encoder] = Batcher(work, ENCODER_BATCH, self._gather_s)
+            batcher = self._windows[encoder] = Batcher(work, ENCODER_BATCH, 0, self._gather_s)
         parts = [
             await batcher.ask(list(windows[begin : begin + ENCODER_BATCH]))
             for begin in range(0, len(windows), ENCODER_BATCH)
@@ -115,7 +119,9 @@ class Live:
         batcher = self._frames.get(tenant)
         if batcher is None:
             size = self._compositor.batch_size(tenant)
-            batcher = self._frames[tenant] = Batcher(partial(self._predict, tenant), size, self._gather_s)
+            batcher = self._frames[tenant] = Batcher(
+                partial(self._predict, tenant), size, min(_TOGETHER_S, self._gather_s)
+            )
         most = self._compositor.batch_size(tenant)
         parts = await asyncio.gather(*[batcher.ask(asks[begin : begin + most]) for begin in range(0, len(asks), most)])
         return [rendered for part in parts for rendered in part]

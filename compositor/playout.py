@@ -64,6 +64,8 @@ class Playout:
         self.counts = dict.fromkeys(("speaking", "fade", "idle", "late"), 0)
         self._start, self._tenant = start, tenant
         self._outbox, self._pool, self._clock, self._metrics = outbox, pool, clock, metrics
+        # Looked up once: at each picture that took as long as the counting.
+        self._pictures = {kind: metrics.pictures.labels(kind) for kind in self.counts}
         self._least_margin = -(-settings.margin_ms * self.fps // 1000)
         # A frame may have to wait for those that are asked for with it.
         self._margin = self._least_margin + settings.frames_per_request - 1
@@ -163,7 +165,7 @@ class Playout:
             shown = Shown(self.pts(tick), epoch, number, False, b"" if patches else frame.jpeg())
         self._outbox.put(shown)
         self.counts[kind] += 1
-        self._metrics.pictures.labels(kind).inc()
+        self._pictures[kind].inc()
         self._metrics.lateness_s.observe(max(0.0, self._clock.now_s() - due_s))
         self._prepare(tick + 1)
         return ended

@@ -104,7 +104,10 @@ class LiveSettings(Section):
         1, ge=1, le=50, description="Frames that a session asks for at once: more costs less CPU, and delay."
     )
     gather_ms: float = Field(
-        4, ge=0, le=40, description="How long a frame waits for those of other sessions, to be one request with them."
+        40,
+        ge=0,
+        le=40,
+        description="Period at which the speech of all sessions becomes frames together; 0: each at once.",
     )
     fade_ms: int = Field(120, ge=0, le=1000, description="How long the mouth takes between rest and speech.")
     silence_dbfs: float = Field(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compositor.batching import Batcher
+from compositor.batching import Batcher, departure
 from compositor.errors import TritonUnavailable
 
 from .stage import settle
@@ -40,6 +40,22 @@ async def test_what_comes_together_goes_together() -> None:
     answers = await asyncio.gather(*(batcher.ask(items) for items in ([1, 2], [3], [4, 5, 6])))
     assert answers == [[2, 4], [6], [8, 10, 12]]
     assert work.batches == [[1, 2, 3, 4, 5, 6]]
+
+
+@given(st.floats(0, 1e6), st.floats(0.001, 0.04))
+def test_departures_are_a_quarter_of_a_period_before_its_multiples(now_s: float, period_s: float) -> None:
+    leaves_s = departure(now_s, period_s)
+    assert now_s - 1e-9 < leaves_s < now_s + period_s + 1e-9
+    periods = leaves_s / period_s + 0.25
+    assert periods == pytest.approx(round(periods), abs=1e-3)
+
+
+async def test_what_comes_within_a_period_leaves_together() -> None:
+    work = Work()
+    batcher = Batcher(work, 8, LONG_S, period_s=0.02)
+    work.go.set()
+    assert await asyncio.gather(batcher.ask([1]), batcher.ask([2])) == [[2], [4]]
+    assert work.batches == [[1, 2]]
 
 
 async def test_a_full_batch_does_not_wait() -> None:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import baselines, compositing, efficiency, inference_memory, load, machine, memory, stages, wire
+from . import baselines, compositing, efficiency, inference_memory, live, load, machine, memory, stages, wire
 from .figures import PartReport, Report
 from .part import Part, Progress, Run, carry_out
 
@@ -20,6 +20,7 @@ PARTS: tuple[Part, ...] = (
     baselines.PART,
     stages.PART,
     efficiency.PART,
+    live.PART,
     load.part(load.Demand(seconds=20)),
 )
 
