@@ -38,7 +38,7 @@ proto: ## Generate code from the .proto files
 lock:  ## Write requirements.lock anew from pyproject.toml
 	@tools/setup.sh dev
 	.venv/bin/pip install -q uv
-	.venv/bin/uv pip compile -q --universal --no-annotate --python-version 3.10 --all-extras --upgrade \
+	.venv/bin/uv pip compile -q --universal --no-annotate --python-version 3.10 --extra dev --upgrade \
 		--custom-compile-command 'make lock' pyproject.toml -o requirements.lock
 
 clean: ## Remove what the targets above made; tenants stay

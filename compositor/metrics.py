@@ -55,7 +55,7 @@ class Metrics:
         )
         self.first_picture_s = Histogram(
             "lipsync_first_picture_seconds",
-            "From a segment's first speech to its first speaking picture, the lookahead included.",
+            "From a segment's first speech to its first picture, the lookahead included.",
             buckets=_DELAY_S,
             registry=self.registry,
         )

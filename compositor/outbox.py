@@ -42,6 +42,8 @@ class Outbox:
 
     def put(self, event: Event) -> None:
         """Takes an event in and never waits. Raises Overloaded where the viewer takes not even notes any more."""
+        if self._closed:  # or a viewer slower than the pictures come would never see the end
+            return
         if isinstance(event, Shown):
             if self._picture is not None:
                 self.dropped += 1

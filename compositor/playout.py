@@ -26,7 +26,10 @@ from .speech import Segment
 from .tenant import Tenant
 
 CUSHION_MS = 40
-"""How unevenly frames of speech that is sent as it is said may become ready: the resampler gives blocks of 37 ms."""
+"""How unevenly frames of speech that is sent as it is said may become ready: the resampler gives blocks of 40 ms."""
+COARSE_CUSHION_MS = 120
+"""The same at all rates but `_FINE_RATES`: blocks of up to 115 ms."""
+_FINE_RATES = frozenset((16_000, 22_050, 24_000, 44_100, 48_000))
 
 
 @dataclass
@@ -69,7 +72,8 @@ class Playout:
         self._least_margin = -(-settings.margin_ms * self.fps // 1000)
         # A frame may have to wait for those that are asked for with it.
         self._margin = self._least_margin + settings.frames_per_request - 1
-        self._cushion = -(-CUSHION_MS * self.fps // 1000)
+        cushion_ms = CUSHION_MS if start.sample_rate in _FINE_RATES else COARSE_CUSHION_MS
+        self._cushion = -(-cushion_ms * self.fps // 1000)
         self._ahead = 2 * settings.frames_per_request
         self._fade = round(settings.fade_ms * self.fps / 1000)
         self._background = start.start  # of tick 0, in the endless order

@@ -41,7 +41,9 @@ class ServerSettings(Section):
     )
     max_frames: int = Field(50, ge=1, le=50, description="Most frames that one Composite call may ask for.")
     max_audio_s: float = Field(600, gt=0, le=3600, description="Longest speech in one Generate call, seconds.")
-    threads: int = Field(0, ge=0, le=256, description="Threads that blend and encode; 0 means one a core.")
+    threads: int = Field(
+        0, ge=0, le=256, description="Threads that blend and encode; 0 means one a core, divided among the workers."
+    )
     timeout_s: float = Field(
         60,
         gt=0,

@@ -16,6 +16,7 @@ from .errors import InvalidInput
 from .pcm import Samples
 
 _STEP = 1024  # samples of an AAC frame
+_AAC_RATE = 48_000  # of speech at a rate that AAC has not: 11,111 or 192,000 Hz, say
 
 
 class Video:
@@ -42,7 +43,9 @@ class Video:
                     "libx264", rate=fps, options={"preset": "veryfast", "crf": "18"}
                 )
                 self._video.pix_fmt = "yuv420p"
-                self._audio = self._container.add_stream("aac", rate=self._rate, layout="mono")
+                known = self._rate in (av.Codec("aac", "w").audio_rates or ())
+                # PyAV resamples what comes at another rate than its stream's.
+                self._audio = self._container.add_stream("aac", rate=self._rate if known else _AAC_RATE, layout="mono")
         except BaseException:
             self.discard()
             raise

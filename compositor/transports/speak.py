@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from google.protobuf.message import DecodeError
 
 from ..conversation import converse
-from ..errors import InvalidInput, TritonUnavailable
+from ..errors import InvalidInput, Stopping
 from ..events import (
     SAMPLE_RATE_DEFAULT,
     Ack,
@@ -44,9 +44,6 @@ class Calls:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
     async def serve(self, requests: AsyncIterable[pb.SpeakRequest], context: Context) -> None:
         """One call, to its end. A client that vanishes, or whose deadline passes, cancels it."""
         task = asyncio.current_task()
@@ -66,7 +63,7 @@ class Calls:
 
     @contextlib.asynccontextmanager
     async def _told_of_stopping(self) -> AsyncGenerator[None, None]:
-        stopping = TritonUnavailable("the service stops", retry_after_s=1)
+        stopping = Stopping("the service stops", retry_after_s=1)
         if self._stopping:
             raise stopping
         try:

@@ -62,6 +62,7 @@ class Uploads:
             check_fps(fps)
             samples, rate = await self._speech(request)
             frames = self._compositor.generate(call, samples, rate, start, fps)
+            slot.push_async_callback(frames.aclose)  # also where the answer is never begun
             if kind == MP4:
                 return await _unless_gone(request, _film(frames, samples, rate, fps))
             # The first frame shows what is wrong while there still is a status to tell it with.
@@ -137,14 +138,13 @@ async def _gone(request: Request) -> None:
 
 async def _parts(first: Frame, frames: AsyncGenerator[Frame, None]) -> AsyncGenerator[bytes, None]:
     """The parts of the answer; what fails on the way becomes its last part."""
-    async with contextlib.aclosing(frames):
-        yield _part(first)
-        try:
-            async for frame in frames:
-                yield _part(frame)
-        except LipsyncError as error:
-            body = json.dumps({"error": error_fields(error)}).encode()
-            yield _head("application/json", len(body)) + body + b"\r\n"
+    yield _part(first)
+    try:
+        async for frame in frames:
+            yield _part(frame)
+    except LipsyncError as error:
+        body = json.dumps({"error": error_fields(error)}).encode()
+        yield _head("application/json", len(body)) + body + b"\r\n"
     # Without a line end, which ffmpeg would take for the beginning of another part.
     yield f"--{BOUNDARY}--".encode("ascii")
 

@@ -34,9 +34,6 @@ class Conversations:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
     async def serve(self, socket: WebSocket) -> None:
         """One connection, from its handshake to its close."""
         offered = socket.scope["subprotocols"]
@@ -90,7 +87,8 @@ class Conversations:
 async def _talk(live: Live, socket: WebSocket) -> None:
     """Sends events until the client leaves, which raises WebSocketDisconnect."""
     wire = Wire(socket.path_params["tenant"])
-    async with contextlib.aclosing(converse(live, _commands(socket, wire))) as events:
+    said = _commands(socket, wire)
+    async with contextlib.aclosing(said), contextlib.aclosing(converse(live, said)) as events:
         async for event in events:
             message = wire.write(event)
             if isinstance(message, bytes):

@@ -46,6 +46,7 @@ SPEAKING: Final = 1
 _PICTURE = struct.Struct("<II")  # number, dropped
 _PATCH = struct.Struct("<IIHHHH")  # the same, and x, y, width, height
 _U32, _U64 = 2**32 - 1, 2**64 - 1
+_MOST_QUOTED = 200  # characters
 
 Message: TypeAlias = str | bytes
 _Count: TypeAlias = Annotated[int, Field(ge=0, le=_U32)]
@@ -179,8 +180,9 @@ def _read_control(message: str) -> _Start | _Audio | _SegmentEnd | _Interrupt | 
         return _CONTROL.validate_json(message)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # The first part of the path is the message's type.
-        raise _fault(f"not a message of {SUBPROTOCOL}: {fault['msg']}", ".".join(map(str, fault["loc"]))) from error
+        # The first part of the path is the message's type. Both may quote the client, who may have sent megabytes.
+        field = ".".join(map(str, fault["loc"]))[:_MOST_QUOTED]
+        raise _fault(f"not a message of {SUBPROTOCOL}: {fault['msg'][:_MOST_QUOTED]}", field) from error
 
 
 def _decode(data: str) -> bytes:

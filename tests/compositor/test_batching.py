@@ -54,7 +54,7 @@ async def test_what_comes_within_a_period_leaves_together() -> None:
     work = Work()
     batcher = Batcher(work, 8, LONG_S, period_s=0.02)
     work.go.set()
-    assert await asyncio.gather(batcher.ask([1]), batcher.ask([2])) == [[2], [4]]
+    assert list(await asyncio.gather(batcher.ask([1]), batcher.ask([2]))) == [[2], [4]]
     assert work.batches == [[1, 2]]
 
 

@@ -116,6 +116,25 @@ async def test_who_has_hung_up_needs_no_credit(compositor: FakeCompositor) -> No
     await talk.consuming
 
 
+async def test_who_takes_frames_more_slowly_than_they_come_sees_the_end(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock)
+    client = Client(START, Audio(speech(0.2)))
+    client.hang_up()
+    seen: list[Event] = []
+
+    async def watch() -> None:
+        async for event in converse(live, client.commands()):
+            seen.append(event)
+            await clock.sleep_until(clock.now_s() + 0.13)
+
+    watching = asyncio.create_task(watch())
+    for _ in range(100):
+        await clock.move(0.04)
+    assert watching.done()
+    assert sum(isinstance(event, PlaybackFinished) for event in seen) == 1
+
+
 async def test_a_conversation_with_all_that_can_be_said(compositor: FakeCompositor) -> None:
     talk = Talk(compositor, Client(Start("plain")))
     await talk.move(5)

@@ -149,6 +149,17 @@ async def test_the_rest_is_delivered_after_the_end() -> None:
     assert await box.get() is None
 
 
+async def test_nothing_follows_the_end() -> None:
+    """The session paces until its viewer has seen the end: one that takes longer than a frame would never see it."""
+    box = outbox("plain")
+    box.put(picture(0))
+    box.close()
+    for event in (picture(1), speech(1), PlaybackStarted(1, 0)):
+        box.put(event)
+    assert drain(box) == [picture(0)]
+    assert box.dropped == 0
+
+
 async def test_a_viewer_without_credit_comes_to_the_end_too() -> None:
     box = outbox()
     for pts in range(4):

@@ -149,7 +149,8 @@ async def said(viewer: Viewer, seconds: float, after_ms: int) -> float:
     """Speech sent as it is said, begun some time after a tick; the delay of its first frame in milliseconds."""
     await viewer.clock.move(0.2 - 0.02 + after_ms / 1000)
     begin_s = viewer.clock.now_s()
-    data, size = speech(seconds, rate=16_000), 2 * 16 * CHUNK_MS
+    rate = viewer.session.start.sample_rate
+    data, size = speech(seconds, rate=rate), 2 * (rate * CHUNK_MS // 1000)
     delay_ms = 0.0
     for begin in range(0, len(data), size):
         await viewer.clock.move(CHUNK_MS / 1000)
@@ -159,7 +160,7 @@ async def said(viewer: Viewer, seconds: float, after_ms: int) -> float:
         viewer.events += events
         if not delay_ms and any(isinstance(event, PlaybackStarted) for event in events):
             (started,) = viewer.of(PlaybackStarted)
-            delay_ms = 1000 * (1000.04 + started.pts / 16_000 - begin_s)
+            delay_ms = 1000 * (1000.04 + started.pts / rate - begin_s)
     await viewer.watch_to_end()
     return delay_ms
 
@@ -176,6 +177,17 @@ async def test_the_delay_is_the_lookahead_and_the_margins(open_: Open, lookahead
         assert least_ms <= delay_ms <= least_ms + FRAME_MS + CHUNK_MS
         heard = [each.pts // 640 for each in viewer.of(Heard)]
         assert heard == list(range(heard[0], heard[0] + 75))
+        assert viewer.session.playout.counts["late"] == 0
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 24_000, 44_100, 96_000, 192_000])
+@pytest.mark.parametrize("after_ms", [1, 15, 30])
+async def test_live_speech_at_any_rate_runs_without_a_gap(open_: Open, rate: int, after_ms: int) -> None:
+    """However coarse the blocks are that the resampler gives."""
+    async with open_(rendered=BLIND, sample_rate=rate) as viewer:
+        await said(viewer, 2.0, after_ms)
+        heard = [round(each.pts * 25 / rate) for each in viewer.of(Heard)]
+        assert heard[:50] == list(range(heard[0], heard[0] + 50))
         assert viewer.session.playout.counts["late"] == 0
 
 

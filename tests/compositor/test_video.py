@@ -57,6 +57,22 @@ def test_speech_lies_beside_its_frames(tmp_path: Path, tone: Tone) -> None:
             assert abs(times["video"] - times["audio"]) < 1.5
 
 
+@pytest.mark.parametrize("rate", [8_000, 11_111, 22_050, 192_000])
+def test_speech_of_any_rate_has_its_length_and_its_pitch(tmp_path: Path, rate: int) -> None:
+    """AAC knows 13 rates, WAV files have others."""
+    samples = (np.sin(2 * np.pi * 1000 * np.arange(2 * rate) / rate) / 2).astype(np.float32)
+    video = Video(tmp_path / "out.mp4", samples, rate, FPS)
+    for _ in range(2 * FPS):
+        video.put(picture(0))
+    video.close()
+    with av.open(tmp_path / "out.mp4") as container:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        known = container.streams.audio[0].rate
+    assert abs(len(heard) / known - 2) < 0.2
+    middle = heard[known // 2 : 3 * known // 2]
+    assert abs(np.argmax(np.abs(np.fft.rfft(middle))) - 1000) <= 2
+
+
 def test_speech_longer_than_the_frames_is_whole(tmp_path: Path, tone: Tone) -> None:
     video = Video(tmp_path / "out.mp4", tone(1, RATE), RATE, FPS)
     video.put(picture(0))

@@ -126,6 +126,13 @@ def test_what_is_no_command_is_refused_by_name(message: str | bytes, field: str,
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("message", ['{"type":"start","%s":1}', '{"type":"%s"}'])
+def test_a_refusal_quotes_little_of_much(message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read(message % ("x" * 1_000_000))
+    assert len(write_error(caught.value)) < 1_000
+
+
 @given(st.one_of(st.text(), st.binary(), st.recursive(st.none() | st.text(), st.lists).map(json.dumps)))
 @example("[" * 100_000)
 @example('{"type":"start","type":"ack","pts":1e999}')

@@ -136,6 +136,8 @@ def test_frames_without_their_version_are_asked_after(http: httpx.Client, query:
         ("/v1/tenants/%2e%2e", (400, "INVALID_ARGUMENT", "INVALID_INPUT", "tenant")),
         ("/v1/tenants/plain/frames/8.jpg", (404, "NOT_FOUND", "HTTP_404", "")),
         ("/v1/tenants/plain/frames/-1.jpg", (404, "NOT_FOUND", "HTTP_404", "")),
+        ("/v1/tenants/plain/frames/٤.jpg", (404, "NOT_FOUND", "HTTP_404", "")),
+        (f"/v1/tenants/plain/frames/{'9' * 5000}.jpg", (404, "NOT_FOUND", "HTTP_404", "")),
         ("/nothing/here", (404, "NOT_FOUND", "HTTP_404", "")),
         (SPEAK, (405, "UNIMPLEMENTED", "HTTP_405", "")),
     ],

@@ -376,6 +376,35 @@ def upgraded(service: ServiceThread) -> socket.socket:
     return connection
 
 
+async def test_fifty_viewers_that_read_nothing_take_little_memory(stack: Stack) -> None:
+    """In plain flow, where nothing but the connection holds them back. One that reads goes on beside them."""
+    start = b'{"type":"start","flow":"plain"}'
+    async with nothing_left(stack.service), opened(stack.service) as watching:
+        await watching.send(START)
+        await frames(watching, 25)
+        before = resident_bytes()
+        with contextlib.ExitStack() as stalled:
+            for _ in range(50):
+                connection = stalled.enter_context(upgraded(stack.service))
+                connection.sendall(bytes([0x81, 0x80 | len(start)]) + bytes(4) + start)
+            missed = [0]
+            while len(missed) < 51 or missed[1] < 25:
+                (seen,) = await frames(watching, 1)
+                missed = sorted(await asyncio.to_thread(dropped, stack.service))
+            assert resident_bytes() - before < 50_000_000
+            assert seen["dropped"] < missed[1]
+
+
+def resident_bytes() -> int:
+    """Of this process, in which the service runs."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def dropped(service: ServiceThread) -> list[int]:
+    response = httpx.get(f"http://{service.http_address}/stats", headers={"Connection": "close"})
+    return [session["dropped"] for session in response.json()["sessions"]]
+
+
 @pytest.mark.parametrize("lines", [["Sec-WebSocket-Version: 12"], [], ["Sec-WebSocket-Version: 13"]])
 async def test_half_a_handshake_is_refused(stack: Stack, lines: list[str]) -> None:
     address = ("127.0.0.1", stack.service.http_port)

@@ -1,4 +1,4 @@
-"""The bundled sentences, spoken: what the demo says, and what viewers say in the benchmark. docs/speech.md tells whence."""
+"""The bundled sentences, spoken: what the demo says, and viewers in the benchmark. Their origin: docs/speech.md."""
 
 from __future__ import annotations
 
