@@ -74,7 +74,7 @@ class Playout:
         self._margin = self._least_margin + settings.frames_per_request - 1
         cushion_ms = CUSHION_MS if start.sample_rate in _FINE_RATES else COARSE_CUSHION_MS
         self._cushion = -(-cushion_ms * self.fps // 1000)
-        self._ahead = 2 * settings.frames_per_request
+        self._ahead = 2 * settings.frames_per_request - (-int(settings.gather_ms) * self.fps // 1000)
         self._fade = round(settings.fade_ms * self.fps / 1000)
         self._background = start.start  # of tick 0, in the endless order
         self._slots: dict[int, Slot] = {}

@@ -22,8 +22,8 @@ FED_S = 0.48
 FED_LEAST_S = 0.01
 """Least speech that becomes features at once: by the sample it would take all of a CPU."""
 _WINDOW_STEP_MS = 12.5  # windows start at whole columns, and may need this much less
-_BEFORE, _AFTER = 4, 2
-"""Frames around a frame whose loudness keeps its mouth moving: 160 ms after a word, 80 ms before it, at 25 fps."""
+_BEFORE_MS, _AFTER_MS = 160, 80
+"""How long before and after a frame loud speech keeps its mouth moving."""
 
 
 class Loudness:
@@ -33,7 +33,8 @@ class Loudness:
         self._rate, self._fps = rate, fps
         # No more frames than are sure to be heard by then, or the chunking of the speech would decide what is silent.
         heard_ms = _needed_ms(lookahead_ms) - _WINDOW_STEP_MS
-        self._after = max(-1, min(_AFTER, int(heard_ms * fps / 1000) - 1))
+        self._after = max(-1, min(-(-_AFTER_MS * fps // 1000), int(heard_ms * fps / 1000) - 1))
+        self._before = -(-_BEFORE_MS * fps // 1000)
         self._floor = 10 ** (floor_dbfs / 10)  # mean square
         self._loud: deque[bool] = deque()
         self._first = 0  # the frame of self._loud[0]
@@ -52,7 +53,7 @@ class Loudness:
 
     def silent(self, frame: int) -> bool:
         """Whether a frame is; to be asked in ascending order, and as soon as its features are there."""
-        while self._loud and self._first < frame - _BEFORE:
+        while self._loud and self._first < frame - self._before:
             self._loud.popleft()
             self._first += 1
         return not any(list(self._loud)[: max(0, frame + self._after + 1 - self._first)])

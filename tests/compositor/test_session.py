@@ -552,7 +552,7 @@ async def test_switching_to_nobody_changes_nothing(open_: Open) -> None:
 
 async def test_a_short_stall_is_made_up_for(open_: Open) -> None:
     """Speech is heard whole; of the pictures that are due at once, the viewer gets the last."""
-    async with open_() as viewer:
+    async with open_({"gather_ms": 0}) as viewer:
         viewer.session.push(speech(3.0))
         viewer.session.end_segment()
         await viewer.watch(20)

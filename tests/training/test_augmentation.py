@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training.augmentation import add_noise, add_room, augment, brown, hum, limit_band, pink, speech_level, white
 
 from compositor.audio import SAMPLE_RATE
+from training.augmentation import add_noise, add_room, augment, brown, hum, limit_band, pink, speech_level, white
 
 TONE = 0.3 * np.sin(2 * np.pi * 1000 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
 

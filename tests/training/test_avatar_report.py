@@ -8,6 +8,7 @@ from lipsync.avatar import Avatar
 torch = pytest.importorskip("torch", reason="the training extra is not installed")
 
 from torch import Tensor  # noqa: E402
+
 from training.avatar_model import MOUTH_AREA  # noqa: E402
 from training.avatar_report import contact_sheet, predict_crop, psnr_db, report_avatar  # noqa: E402
 from training.packed import PackedUNet  # noqa: E402

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.phonemes import Phone, without_gaps
-from training.speech import Line, Utterance, Voice
-from training.visemes import CLOSED
 
 from compositor.audio import SAMPLE_RATE
 from compositor.errors import InvalidInput
 from compositor.features import Embeddings, Windows, clip_features
 from lipsync.model_check import inspect_encoder
+from training.phonemes import Phone, without_gaps
+from training.speech import Line, Utterance, Voice
+from training.visemes import CLOSED
 
 torch = pytest.importorskip("torch", reason="the training extra is not installed")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from training.metrics import Track, closures_reached, correlation, measure, silent_frames
 from training.phonemes import Phone
 from training.visemes import OPENING, mouth_shapes

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training.phonemes import PAUSE, PHONEMES, Phone, espeak_phones, espeak_symbols, flite_phones, without_gaps
 
 from compositor.errors import InvalidInput
+from training.phonemes import PAUSE, PHONEMES, Phone, espeak_phones, espeak_symbols, flite_phones, without_gaps
 
 
 def test_reads_what_flite_prints() -> None:

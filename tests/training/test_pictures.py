@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.phonemes import Phone
-from training.speech import VOICES, Line, Utterance
-from training.visemes import Shapes
 
 from compositor.errors import InvalidInput
 from lipsync.avatar import Avatar
 from lipsync.avatar_features import Mouth
+from training.phonemes import Phone
+from training.speech import VOICES, Line, Utterance
+from training.visemes import Shapes
 
 torch = pytest.importorskip("torch", reason="the training extra is not installed")
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from training.sentences import make_sentences
 
 from compositor.errors import InvalidInput
+from training.sentences import make_sentences
 
 
 def test_the_same_arguments_give_the_same_distinct_sentences() -> None:

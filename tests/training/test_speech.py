@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.phonemes import PAUSE
-from training.speech import UNSEEN_VOICE, VOICES, Line, Utterance, Voice, make_lines, speak, utterances
-from training.visemes import closures
 
 from compositor.audio import SAMPLE_RATE
 from compositor.errors import InvalidInput
+from training.phonemes import PAUSE
+from training.speech import UNSEEN_VOICE, VOICES, Line, Utterance, Voice, make_lines, speak, utterances
+from training.visemes import closures
 
 needs_synthesisers = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("espeak-ng")), reason="flite and espeak-ng are not installed"

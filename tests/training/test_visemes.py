@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from compositor.errors import InvalidInput
 from training.phonemes import BILABIALS, LABIODENTALS, PAUSE, PHONEMES, Phone
 from training.visemes import (
     CLOSED,
@@ -16,8 +18,6 @@ from training.visemes import (
     mouths,
     shapes_at,
 )
-
-from compositor.errors import InvalidInput
 
 SYMBOLS = sorted(PHONEMES)
 VOWELS = ["aa", "ae", "ah", "ao", "eh", "iy", "uw"]

@@ -153,7 +153,7 @@ _HOW = (
     "the frames, and acknowledges each picture as it comes; all viewers are one process. Lateness: how much later a "
     "picture reaches its viewer than its pts says, counted from that session's most punctual picture. Late mouths: "
     "pictures of speech whose prediction was not ready, as the service counts them. First audio to first moving frame "
-    "contains the lookahead of 465 ms and the margin of 80 ms. A number of sessions that does not hold though there is "
+    "contains the lookahead of 453 ms and the margin of 80 ms. A number of sessions that does not hold though there is "
     "CPU left is tried once more, but not the one that lies between."
 )
 
