@@ -20,7 +20,7 @@ from compositor.blending import set_prediction
 from compositor.errors import InvalidInput, LipsyncError
 from lipsync import architecture
 from lipsync.app import app
-from lipsync.bench import machine, parts, subjects, touching, wire
+from lipsync.bench import machine, parts, subjects, wire
 from lipsync.bench.clocks import Clock, Contestant, Cost, Rounds, take_turns
 from lipsync.bench.figures import PartReport, Spread
 from lipsync.bench.part import Part, Run, carry_out
@@ -239,9 +239,3 @@ def test_a_failed_part_is_the_commands_exit_status(tmp_path: Path, monkeypatch: 
     assert done.exit_code == 1
     assert "Failed: no good; mend it" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "docs" / "benchmarks.json").is_file()
-
-
-def test_touching_reads_the_kernels_sums() -> None:
-    found = touching.memory_bytes()
-    assert found.keys() == set(touching.FIELDS)
-    assert found["Rss"] >= found["Pss"] > 0

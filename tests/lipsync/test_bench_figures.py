@@ -66,8 +66,10 @@ def test_a_spread_is_ordered_and_scales(samples: list[float], factor: float) -> 
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    # The machine is three times slower in the second round: the ratio of medians would be 6.5 / 2, that of rounds is 2.
-    assert ratios([2, 6, 4], [1, 3, 2]) == Spread(2, 2, 2, 3)
+    # The medians are 9 and 3; the rounds say 2, 3 and 4.5.
+    assert ratios([2, 9, 18], [1, 3, 4]).median == 3
+    # The machine is nine times slower in the last round: the medians say 2 / 3, every round says 2.
+    assert ratios([2, 2, 18], [1, 1, 9]) == Spread(2, 2, 2, 3)
     with pytest.raises(ValueError, match="shorter"):
         ratios([1, 2], [1])
 

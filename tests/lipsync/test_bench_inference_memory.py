@@ -11,7 +11,7 @@ import pytest
 from lipsync.bench import inference_memory
 from lipsync.bench.clocks import Cost, Rounds
 from lipsync.bench.inference_memory import Found, Place, Sizes, Sweep, Taken
-from lipsync.bench.inference_models import GPU_SETTINGS, INSTALLED, PLAIN, SETTINGS, THREADS, Setting
+from lipsync.bench.inference_models import GPU_SETTINGS, INSTALLED, PLAIN, SETTINGS, THREADS, Setting, Subject
 from lipsync.bench.part import Run, carry_out
 from lipsync.model_config import MEMORY, TENANT_BATCH, Kind
 
@@ -23,12 +23,12 @@ def quick(folder: Path) -> Run:
 def sweep_of(monkeypatch: pytest.MonkeyPatch, folder: Path, sizes: Sizes) -> Sweep:
     """A sweep without Triton: what it would measure comes out as empty rounds."""
 
-    def at(self: Sweep, place: Place, batch: int, settings: Sequence[Setting]) -> Found:
+    def at(self: Sweep, place: Place, subject: Subject, batch: int, settings: Sequence[Setting]) -> Found:
         return Found(place, batch, {}, Rounds({setting.name: [] for setting in settings}))
 
     nothing: Any = None
     monkeypatch.setattr(Sweep, "_at", at)
-    return Sweep(quick(folder), sizes, nothing, nothing)
+    return Sweep(quick(folder), sizes, nothing, nothing, lambda: nothing)
 
 
 def planned(found: Iterable[Found]) -> list[tuple[str, list[str]]]:
@@ -74,7 +74,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_left_out(monkeypatch: pytest.M
 def test_settings_run_on_the_gpu_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sweep = sweep_of(monkeypatch, tmp_path, Sizes(gpu=(1, 4)))
     monkeypatch.setattr(inference_memory, "gpu_bytes", lambda: 1)
-    expected = [(f"GPU, batch {batch}", [setting.name]) for batch in (1, 4) for setting in GPU_SETTINGS]
+    expected = [
+        each
+        for batch in (1, 4)
+        for each in (
+            *((f"GPU, FP32, batch {batch}", [setting.name]) for setting in GPU_SETTINGS),
+            (f"GPU, FP16, batch {batch}", [INSTALLED.name]),
+        )
+    ]
     assert planned(sweep.on_gpu(cuda=True)) == expected
     assert sweep.notes == []
 
@@ -110,12 +117,12 @@ class FakeSubject:
 def test_memory_on_the_gpu_is_what_was_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server: Any = FakeServer()
     subject: Any = FakeSubject()
-    sweep = Sweep(quick(tmp_path), Sizes(gpu=(1, 4), frames=1), server, subject)
+    sweep = Sweep(quick(tmp_path), Sizes(gpu=(1, 4), frames=1), server, subject, lambda: subject)
     monkeypatch.setattr(inference_memory, "gpu_bytes", lambda: 700_000_000 + server.used)
     # A run before the rounds, one to warm up, two rounds.
     at = [{"device": 1_000_000 + 2_000_000 * runs} for runs in (0, 1, 4, 6)]
     results = list(sweep.on_gpu(cuda=True))
-    assert [taken for each in results for taken in each.taken.values()] == [Taken(*at)] * 2 * len(GPU_SETTINGS)
+    assert [taken for each in results for taken in each.taken.values()] == [Taken(*at)] * 2 * (len(GPU_SETTINGS) + 1)
     assert len(set(server.loaded)) == len(results)
     assert "device memory after" in {figure.quantity for figure in inference_memory.figures(results[0])}
 
@@ -162,3 +169,5 @@ def test_the_part_measures_models_in_triton(tmp_path: Path) -> None:
     mapped, copied = (figure.spread.median for figure in report.figures if figure.quantity == "memory")
     assert mapped == pytest.approx(8 * 328 * 328 * 3 / 1e6, rel=0.01)
     assert copied == 0
+    around = [figure for figure in report.figures if figure.case.startswith("graph that does nothing, batch ")]
+    assert [figure.spread.median > 0 for figure in around] == [True, True]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lipsync.bench.process_memory import available_bytes, gpu_bytes, mapping_bytes, process_bytes
+from lipsync.bench.process_memory import ROLLUP, available_bytes, gpu_bytes, mapping_bytes, process_bytes, rollup_bytes
 
 MEGABYTE = 1_000_000
 SIZE = 16 * mmap.PAGESIZE
@@ -82,6 +82,16 @@ def test_a_mapped_file_is_not_copied_until_it_is_written_to(child: subprocess.Po
     assert mapping_bytes(child.pid, mapped) == {"resident": SIZE, "copied": 0}
     advance(child)
     assert mapping_bytes(child.pid, mapped) == {"resident": SIZE, "copied": mmap.PAGESIZE}
+
+
+def test_the_kernels_sums_grow_by_what_is_taken(child: subprocess.Popen[str]) -> None:
+    reached(child)
+    before = rollup_bytes(child.pid)
+    advance(child)
+    grown = rollup_bytes(child.pid)
+    assert tuple(grown) == tuple(rollup_bytes()) == ROLLUP
+    assert all(grown[field] - before[field] > 39 * MEGABYTE for field in ("Rss", "Pss", "Pss_Anon"))
+    assert grown["Rss"] >= grown["Pss"]
 
 
 def test_available_memory_is_some_of_all() -> None:

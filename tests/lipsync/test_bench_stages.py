@@ -140,6 +140,18 @@ def test_a_process_that_cannot_be_profiled_says_why(monkeypatch: pytest.MonkeyPa
         profiler.draw(1, 1, tmp_path / "flame.svg")
 
 
+def test_a_flame_graph_that_fails_leaves_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def draw(*_: object) -> str:
+        raise profiler.ProfilerMissing("py-spy did not end")
+
+    splice = stack(Frame("splice", "/a/compositor/jpeg.py", 301))
+    monkeypatch.setattr(profiler, "record", lambda *_: Profile([splice], {(1, "main"): 1.0}))
+    monkeypatch.setattr(profiler, "draw", draw)
+    table, files, fault = stages._profile(tmp_path, 1, stages.Sizes())
+    assert table[accounting.SPLICE] == 1
+    assert (files, fault) == ({}, "No flame graph: py-spy did not end.")
+
+
 def test_threads_are_read_with_their_names() -> None:
     spent = profiler.thread_cpu_s(os.getpid())
     assert sum(spent.values()) > 0
@@ -151,6 +163,8 @@ def test_a_yield_is_per_second_and_per_frame() -> None:
     assert found.fps == 25
     assert found.cpu_ms("compositor") == 2
     assert efficiency.cpu_limit(found, 2) == 200
+    with pytest.raises(LipsyncError, match=r"no frame came within 2\.0 s"):
+        Yield(0, 2.0, {"compositor": 0.1}).cpu_ms("compositor")
 
 
 def test_a_parts_files_lie_beside_the_report(tmp_path: Path) -> None:
@@ -180,5 +194,7 @@ def test_a_part_measures_against_triton(part: Part, triton_home: Path, tmp_path:
     assert {figure.quantity for figure in found.figures} >= {found.plotted}
     assert all(figure.spread.median > 0 for figure in found.figures)
     assert seen[-1][1] == seen[-1][2]
-    for flame in found.files.values():
-        ElementTree.fromstring(flame)
+    if part is stages.PART and not any(note.startswith("No stage table") for note in found.notes):
+        table = [figure for figure in found.figures if figure.quantity == "CPU a frame by stage"]
+        assert {figure.subject for figure in table} >= {accounting.RESIZE, accounting.ENCODE, accounting.SEND}
+        ElementTree.fromstring(found.files["flame.svg"])

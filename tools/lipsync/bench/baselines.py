@@ -20,13 +20,14 @@ from compositor.tenant import CROP_BYTES, PATCHES, SCANS, Tenant
 from lipsync import architecture
 from lipsync.tritonserver import EmbeddedTriton
 
+from .allocator import keep_large_blocks
 from .baseline_scene import Model, Scene, Sizes
 from .baseline_stage import COMPOSITE, GENERATE, LEAST_PSNR_DB, PLAIN, PREDECESSOR, Stage
 from .clocks import Clock, Contestant, Step, process_clock, take_turns
 from .contenders import Contender
 from .figures import Figure, PartReport, Spread, ratios
 from .part import Part, Run
-from .touching import memory_bytes
+from .process_memory import rollup_bytes
 
 TITLE = "The predecessor's pipeline, the plain loop, and ours"
 WIDTH = 0.25
@@ -60,6 +61,7 @@ Rounds = Mapping[str, Sequence[Sample]]
 def run(run: Run) -> PartReport:
     """Starts everybody and measures."""
     cv2.setNumThreads(1)
+    keep_large_blocks()
     if run.quick:
         tiny = Model("nothing", NOTHING.name, NOTHING.graph, 1, {1: 2, 2: 2})
         return measure(run, Sizes(320, 240, 100, 4, 4), [tiny])
@@ -150,12 +152,12 @@ def _ratios(case: str, measured: Rounds) -> Iterator[Figure]:
     )
     for theirs, (quantity, ours, value) in itertools.product((PREDECESSOR, PLAIN), compared):
         spread = ratios([value(each) for each in measured[theirs]], [value(each) for each in measured[ours]])
-        yield Figure(case, f"{theirs} / {ours}", quantity, "x", spread)
+        yield Figure(case, f"{theirs} / {ours}", f"ratio of {quantity}", "x", spread)
 
 
 def _memory(case: str, contenders: Mapping[str, Contender]) -> Iterator[Figure]:
     for name, who in ((PREDECESSOR, PREDECESSOR), (PLAIN, PLAIN), (COMPOSITE, "ours")):
-        taken = memory_bytes(contenders[name].pid)
+        taken = rollup_bytes(contenders[name].pid)
         for field, kind in (("Rss", "resident"), ("Pss_Anon", "resident, its own")):
             yield Figure(
                 case, who, f"memory of the process with the tenant, {kind}", "MB", Spread.once(taken[field] / 1e6)
@@ -183,10 +185,10 @@ def _how(sizes: Sizes) -> str:
         f"{LEAST_PSNR_DB:.0f} dB alike. Predecessor: its documented pipeline, in Python over C libraries, not in Go: "
         "the client's request, float32 pictures and features, lies ready; the service sends them on to the raw model "
         f"({sizes.batch} frames a request) and composites and encodes whole frames, held as pixels, in a pool of a "
-        "thread a core; it keeps its large buffers. Plain loop: one process, ONNX Runtime and OpenCV, pictures made "
-        "beforehand, frames held as pixels; clients wait for each other; its memory and CPU include the model's. Ours: "
-        "default settings but for the model's threads, mouths through shared memory; Composite gets features, Generate "
-        "gets speech and makes the features. Triton runs one instance of each model."
+        "thread a core; it and its client keep their large buffers. Plain loop: one process, ONNX Runtime and OpenCV, "
+        "pictures made beforehand, frames held as pixels; clients wait for each other; its memory and CPU include the "
+        "model's. Ours: default settings but for the model's threads, mouths through shared memory; Composite gets "
+        "features, Generate gets speech and makes the features. Triton runs one instance of each model."
     )
 
 

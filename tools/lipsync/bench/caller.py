@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -66,7 +67,9 @@ class Yield:
         return self.frames / self.wall_s
 
     def cpu_ms(self, name: str) -> float:
-        """CPU milliseconds a frame of one of the watched."""
+        """CPU milliseconds a frame of one of the watched. Raises LipsyncError where no frame came."""
+        if not self.frames:
+            raise LipsyncError(f"no frame came within {self.wall_s:.1f} s")
         return self.cpu_s[name] / self.frames * 1e3
 
 
@@ -265,4 +268,5 @@ def calling(kind: Literal["grpc", "inside"], *arguments: str, cores: Iterable[in
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the benchmark's, which ends this process
     asyncio.run(_serve(*sys.argv[1:]))

@@ -11,10 +11,9 @@ from typing import NoReturn
 
 from compositor.errors import LipsyncError
 
+from .allocator import KEEPING
+
 _STOP_S = 20.0
-# The C library keeps large blocks that are freed, for all threads, as the predecessor pools its buffers. Its defaults
-# double the CPU of a service that receives 60 MB a request and passes them on: page faults.
-_POOLING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_ARENA_MAX": "2"}
 
 
 class Child:
@@ -31,7 +30,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **_POOLING},
+            env={**os.environ, **KEEPING},
         )
         try:
             self.announced = self.hear()

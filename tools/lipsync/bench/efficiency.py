@@ -93,7 +93,8 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
         for name in sizes.subjects:
             found[name] = _rounds(run, sizes, Tenant(repository, name), analyzer, triton, served.pid, caller)
     how = (
-        f"{sizes.concurrency} requests of {sizes.batch} frames in flight. Ceiling: perf_analyzer on the fused model, "
+        f"{sizes.concurrency} requests of {sizes.batch} frames in flight. Ceiling: perf_analyzer from "
+        f"{perf_analyzer.WHEEL} on the fused model, "
         f"shared memory, no compositor. Composite: {sizes.concurrency} calls of {sizes.batch} frames at once. "
         f"Generate: {_streams(sizes)} at once, each with up to {BATCHES_AHEAD} requests in flight; the demo's encoder "
         "hears the speech. Default settings, nothing bound to a core; the caller takes its CPU from the same machine."

@@ -18,6 +18,7 @@ from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from .clocks import Clock, Contestant, Rounds, take_turns
 from .figures import Figure, PartReport, Spread, Target, ratios
+from .half_precision import halved
 from .inference_models import GPU_SETTINGS, INSTALLED, PLAIN, SETTINGS, THREADS, Server, Setting, Subject
 from .part import Part, Run
 from .process_memory import available_bytes, gpu_bytes, mapping_bytes, process_bytes
@@ -26,6 +27,8 @@ TITLE = "Memory of inference"
 _ENOUGH_BYTES = 300_000_000
 """More than a frame of the batch takes with any setting."""
 _ALONE = 2
+_ROUNDS, _CALLS = 7, 20
+_GPUS = ("GPU, FP32", "GPU, FP16")
 _LABELS = {"private": "private memory", "device": "device memory"}
 
 Bytes = Mapping[str, int]
@@ -96,15 +99,17 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
     """Figures of every setting at its batch sizes, and of the crops once all of them have been used."""
     repository = run.folder / "repository"
     repository.mkdir()
-    subject = Subject(run.folder / "true", repository, architecture.unet(sizes.width), sizes.crops)
+    model = architecture.unet(sizes.width)
+    subject = Subject(run.folder / "true", repository, model, sizes.crops)
+    half = partial(Subject, run.folder / "half", repository, halved(model), sizes.crops)
     nothing = Subject(run.folder / "nothing", repository, architecture.do_nothing(), sizes.crops)
     cuda = install(default_home(), lambda _: None).cuda
     with EmbeddedTriton(repository) as triton:
         server = Server(triton)
         try:
-            sweep = Sweep(run, sizes, server, subject)
+            sweep = Sweep(run, sizes, server, subject, half)
             found = [*sweep.on_cpu(), *sweep.on_gpu(cuda)]
-            mapped = list(_mapped(server, nothing))
+            rest = [*_mapped(server, nothing), *_around(server, nothing)]
         except InferenceServerException as error:
             raise InferenceFailed(f"Triton failed: {error.message()}") from error
         finally:
@@ -116,15 +121,17 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
         "the peak counts mapped files, too."
     )
     taken = [figure for each in found for figure in figures(each)]
-    return PartReport("inference", TITLE, how, "private memory after", [*taken, *mapped], targets(found), sweep.notes)
+    return PartReport("inference", TITLE, how, "private memory after", [*taken, *rest], targets(found), sweep.notes)
 
 
 class Sweep:
-    """Runs one graph with all settings through all batch sizes."""
+    """Runs one graph with all settings through all batch sizes; on a GPU at half precision, too."""
 
-    def __init__(self, run: Run, sizes: Sizes, server: Server, subject: Subject) -> None:
+    def __init__(self, run: Run, sizes: Sizes, server: Server, subject: Subject, half: Callable[[], Subject]) -> None:
+        """half: makes the same at half precision, once it is wanted."""
         self.notes: list[str] = []
-        self._run, self._sizes, self._server, self._subject = run, sizes, server, subject
+        self._run, self._sizes, self._server = run, sizes, server
+        self._subject, self._half = subject, half
         self._models = count(1)
 
     def on_cpu(self) -> Iterator[Found]:
@@ -134,7 +141,7 @@ class Sweep:
         for number, batch in enumerate(batches):
             settings = self._sizes.settings(batch)
             if available_bytes() > _ENOUGH_BYTES * (batch + 1) * len(settings):
-                yield self._at(place, batch, settings)
+                yield self._at(place, self._subject, batch, settings)
             else:
                 self.notes.append(f"Batch {batch} was left out: too little memory was free.")
             self._run.progress("inference", number + 1, len(batches))
@@ -146,20 +153,22 @@ class Sweep:
             lacking = "no GPU was at hand" if before is None else "the GPU needs onnxruntime-gpu"
             self.notes.append(f"All figures are a CPU's: {lacking}.")
             return
-        place = Place("GPU", "gpu", lambda _: {"device": (gpu_bytes() or before) - before})
+        fp32, fp16 = (Place(name, "gpu", lambda _: {"device": (gpu_bytes() or before) - before}) for name in _GPUS)
+        half = self._half()
         for number, batch in enumerate(self._sizes.gpu):
             for setting in GPU_SETTINGS:
-                yield self._at(place, batch, [setting])
+                yield self._at(fp32, self._subject, batch, [setting])
+            yield self._at(fp16, half, batch, [INSTALLED])
             self._run.progress("inference on the GPU", number + 1, len(self._sizes.gpu))
 
-    def _at(self, place: Place, batch: int, settings: Sequence[Setting]) -> Found:
+    def _at(self, place: Place, subject: Subject, batch: int, settings: Sequence[Setting]) -> Found:
         """Loads a model of each setting, runs them in turns and unloads them."""
         server = self._server
         models = {setting.name: f"model{next(self._models)}" for setting in settings}
         for setting in settings:
-            self._subject.install(models[setting.name], setting, batch, place.kind)
+            subject.install(models[setting.name], setting, batch, place.kind)
         pids = {name: server.load(model) for name, model in models.items()}
-        ways = {name: partial(server.infer, model, batch, self._subject.crops) for name, model in models.items()}
+        ways = {name: partial(server.infer, model, batch, subject.crops) for name, model in models.items()}
 
         def read() -> dict[str, Bytes]:
             return {name: place.read(pid) for name, pid in pids.items()}
@@ -172,7 +181,7 @@ class Sweep:
         rounds = take_turns(contestants, self._sizes.rounds(batch), Clock(server.session), lambda *_: None)
         after = read()
         for model in [*models.values()] * _ALONE:
-            server.infer(model, 1, self._subject.crops)
+            server.infer(model, 1, subject.crops)
         alone = read()
         server.unload(models.values(), pids.values())
         taken = {name: Taken(loaded[name], first[name], after[name], alone[name]) for name in models}
@@ -191,6 +200,19 @@ def _mapped(server: Server, subject: Subject) -> Iterator[Figure]:
     case = f"crops of all {subject.crops} frames, used"
     yield Figure(case, "mapped by the backend process", "memory", "MB", Spread.once(found["resident"] / 1e6))
     yield Figure(case, "of it copied", "memory", "MB", Spread.once(found["copied"] / 1e6))
+
+
+def _around(server: Server, subject: Subject) -> Iterator[Figure]:
+    """Triton's own work on a frame, by a graph that does nothing: what a batch saves where the model is cheap."""
+    for batch in (1, TENANT_BATCH):
+        name = f"nothing{batch}"
+        subject.install(name, INSTALLED, batch, "cpu")
+        pid = server.load(name)
+        way = Contestant(partial(server.infer, name, batch, subject.crops), _CALLS, batch)
+        rounds = take_turns({name: way}, _ROUNDS, Clock(server.session), lambda *_: None)
+        server.unload([name], [pid])
+        case = f"graph that does nothing, batch {batch}"
+        yield Figure(case, INSTALLED.name, "Triton CPU", "ms a frame", rounds.server_cpu_s(name).times(1e3))
 
 
 def figures(found: Found) -> Iterator[Figure]:
@@ -222,7 +244,7 @@ def targets(found: Sequence[Found]) -> list[Target]:
     slower = ratios(installed, plain)
     return [
         Target(
-            f"private memory after many runs / after one, as installed, batch {TENANT_BATCH}",
+            f"private memory after all runs / after the first, as installed, batch {TENANT_BATCH}",
             growth,
             "at most",
             1.05,

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from compositor.errors import InvalidInput, LipsyncError
-from compositor.tenant import tenant_names
+from compositor.tenant import AUDIO_ENCODER, tenant_names
 from lipsync import architecture, client
 from lipsync.avatar_model import loudness_encoder
 from lipsync.preparation import Choices
@@ -150,7 +150,7 @@ def add_tenants(run: Run, repository: Path, count: int) -> None:
     repository.mkdir()
     encoder, source = run.folder / "encoder.onnx", run.folder / "source"
     onnx.save(loudness_encoder(), encoder)
-    add_encoder(repository, "audio_encoder", encoder)
+    add_encoder(repository, AUDIO_ENCODER, encoder)
     rects = centred_rects(_WIDTH, _HEIGHT, _FRAMES, _HEIGHT // 2)
     for _ in write_source(source, footage(_WIDTH, _HEIGHT, _FRAMES), rects, architecture.do_nothing()):
         pass

@@ -21,6 +21,8 @@ from .held_film import HeldFilm
 
 AUDIO, VISUAL = "audio.npy", "visual.npy"
 FIRST, DONE = "first", "done"
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+"""The first that is there, as Triton does it with `KIND_AUTO`."""
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 75]
 
 
@@ -42,7 +44,7 @@ class Loop:
     def __init__(self, model: Path, film: HeldFilm, folder: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=_providers())
         self._film = film
         self._visual: NDArray[np.float32] = np.load(folder / VISUAL)
         self._audio: NDArray[np.float32] = np.load(folder / AUDIO)
@@ -54,6 +56,10 @@ class Loop:
             feed = {"visual": self._visual[batch], "audio": self._audio[batch]}
             for number, prediction in enumerate(self._session.run(["output"], feed)[0], start=begin):
                 yield cv2.imencode(".jpg", self._film.composited(number, prediction), _QUALITY)[1].tobytes()
+
+
+def _providers() -> list[str]:
+    return [name for name in _PROVIDERS if name in onnxruntime.get_available_providers()]
 
 
 def obey(loop: Loop, order: Order) -> None:

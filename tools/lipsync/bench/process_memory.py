@@ -1,9 +1,12 @@
-"""Another process's memory, as the kernel and the GPU's driver count it: a pid or a file comes in, bytes come out."""
+"""A process's memory, as the kernel and the GPU's driver count it: a pid or a file comes in, bytes come out."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+
+ROLLUP = ("Rss", "Pss", "Pss_Anon", "Pss_File")
+"""What `rollup_bytes` tells."""
 
 _GPU_QUERY = ("nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 _TIMEOUT_S = 20.0
@@ -21,6 +24,13 @@ def process_bytes(pid: int) -> dict[str, int]:
 
 
 _STATUS = {"private": "RssAnon", "mapped": "RssFile", "peak": "VmHWM"}
+
+
+def rollup_bytes(pid: int | None = None) -> dict[str, int]:
+    """Bytes of a process, this one unless given, by the kernel's own sums (proc(5), smaps_rollup)."""
+    lines = Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text().splitlines()
+    found = dict(line.partition(":")[::2] for line in lines)
+    return {field: _kib(found[field]) for field in ROLLUP}
 
 
 def mapping_bytes(pid: int, file: Path) -> dict[str, int]:

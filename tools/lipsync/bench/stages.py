@@ -105,7 +105,7 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
             stream.caller.begin(stream.turn("reference", load_s, service.triton_pids(triton)))
             table, flame, fault = _profile(run.folder, served.pid, sizes)
             stream.caller.end()
-    notes.append(fault or _HOW_PROFILED)
+    notes += [*([_HOW_PROFILED] if table else []), *([fault] if fault else [])]
     figures = list(_figures(sizes, found))
     cpu_ms = Spread.of(each.cpu_ms(_COMPOSITOR) for each in found["reference", STREAM]).median
     case = f"{sizes.cases['reference'][0]}, {STREAM}"
@@ -164,13 +164,15 @@ def _rounds(run: Run, sizes: Sizes, contestants: Mapping[str, Contestant], trito
 
 
 def _profile(folder: Path, pid: int, sizes: Sizes) -> tuple[dict[str, float], dict[str, str], str]:
-    """Shares of the CPU by stage, the flame graph by file name, and why there is neither."""
+    """Shares of the CPU by stage, the flame graph by file name, and what is lacking and why."""
     try:
         shares = accounting.shares(profiler.record(pid, sizes.profile_s, folder / "samples.txt"))
-        flame = profiler.draw(pid, sizes.flame_s, folder / "flame.svg")
     except profiler.ProfilerMissing as error:
         return {}, {}, f"No stage table and no flame graph: {error.message}."
-    return shares, {"flame.svg": flame}, ""
+    try:
+        return shares, {"flame.svg": profiler.draw(pid, sizes.flame_s, folder / "flame.svg")}, ""
+    except profiler.ProfilerMissing as error:
+        return shares, {}, f"No flame graph: {error.message}."
 
 
 def _figures(sizes: Sizes, found: Found) -> Iterator[Figure]:

@@ -13,29 +13,19 @@ from compositor.blending import CROP_SIZE
 from compositor.rendering import Output, render
 from compositor.tenant import Tenant
 
-FIELDS = ("Rss", "Pss", "Pss_Anon", "Pss_File")
-
-
-def memory_bytes(pid: int | None = None) -> dict[str, int]:
-    """Bytes of a process, this one unless given, by the kernel's own sums (proc(5), smaps_rollup)."""
-    found = {}
-    for line in Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name in FIELDS:
-            found[name] = int(rest.split()[0]) * 1024
-    return found
+from .process_memory import ROLLUP, rollup_bytes
 
 
 def touch(repository: Path, name: str) -> dict[str, int]:
     """Bytes that opening the tenant and rendering each of its frames once added, by field of smaps_rollup."""
     cv2.setNumThreads(1)
     mouth = np.full((3, CROP_SIZE, CROP_SIZE), 128, np.uint8)
-    before = memory_bytes()
+    before = rollup_bytes()
     tenant = Tenant(repository, name)
     for number in range(tenant.frames):
         render(tenant, number, mouth, Output())
-    after = memory_bytes()
-    return {field: after[field] - before[field] for field in FIELDS}
+    after = rollup_bytes()
+    return {field: after[field] - before[field] for field in ROLLUP}
 
 
 if __name__ == "__main__":
