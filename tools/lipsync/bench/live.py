@@ -57,7 +57,7 @@ class Sizes:
     width: int = 1280
     height: int = 720
     frames: int = 24
-    seconds: float = 2.0
+    seconds: float = 1.5
     settle_s: float = 0.5
     least: int = 8
     most: int = 64

@@ -21,7 +21,7 @@ PARTS: tuple[Part, ...] = (
     stages.PART,
     efficiency.PART,
     live.PART,
-    load.part(load.Demand(seconds=20)),
+    load.part(load.Demand(seconds=15)),
 )
 
 
