@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -22,9 +23,12 @@ from .features import ENCODER_BATCH, Windows
 from .metrics import Metrics
 from .pipeline import Compositor
 from .rendering import Output, Rendered
-from .session import Ask, Session
+from .session import Session
 from .settings import Settings
+from .stage import Ask
 from .tenant import Tenant
+
+log = logging.getLogger(__name__)
 
 _TOGETHER_S = 0.004
 """How long a frame waits for those whose features came with the same answer, to be one request with them."""
@@ -56,6 +60,7 @@ class Live:
         self.sessions[name] = session
         self._metrics.sessions.set(len(self.sessions))
         self._metrics.sessions_opened.inc()
+        log.info("session %s begins: %s, %d fps, %s", name, session.tenant.name, session.playout.fps, start.picture)
         return session
 
     async def end(self, session: Session) -> None:
@@ -70,6 +75,8 @@ class Live:
             ending += self._frames.pop(tenant).stop()
         for encoder in self._windows.keys() - encoders:
             ending += self._windows.pop(encoder).stop()
+        shown = ", ".join(f"{count} {kind}" for kind, count in session.playout.counts.items())
+        log.info("session %s ends: pictures %s; %d dropped", session.name, shown, session.outbox.dropped)
         await asyncio.gather(*ending, return_exceptions=True)
 
     def stats(self) -> dict[str, Any]:

@@ -11,11 +11,8 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +26,10 @@ from .metrics import Metrics
 from .outbox import Outbox
 from .pcm import check_rate
 from .playout import Playout, Slot
-from .rendering import Rendered
+from .prefetching import prefetched
 from .settings import Settings
 from .speech import SAMPLE_BYTES, Segment
+from .stage import Ask, Stage
 from .tenant import Tenant
 
 log = logging.getLogger(__name__)
@@ -42,36 +40,10 @@ _AUDIO_HELD_S = 0.5
 """Speech that may wait for a viewer who does not take it."""
 _CAUGHT_UP_S = 0.4
 """Longest stall that a session catches up with: less than the speech that may wait for its viewer."""
+_FETCHED_AHEAD = 8
+"""Frames whose features wait to be placed."""
 _MOST_SEGMENTS = 256
 """Segments that may wait, however short."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One frame to predict: its background, its audio features float32 (32, 16, 16), and what makes a picture of the
-    predicted mouth, planes uint8 (3, 328, 328), in a thread."""
-
-    number: int
-    features: NDArray[np.float32]
-    finish: partial[Rendered]
-
-
-class Stage(Protocol):
-    """What a session needs of the rest of the service."""
-
-    @property
-    def pool(self) -> Executor: ...
-
-    async def open(self, name: str) -> Tenant: ...
-
-    async def load(self, tenant: Tenant) -> None:
-        """Returns when the tenant's models are loaded."""
-
-    async def embed(self, tenant: Tenant, windows: Windows) -> NDArray[np.float32]:
-        """Audio embeddings (n, 512) of mel windows (n, 1, 80, 16)."""
-
-    async def predict(self, tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
-        """A finished picture for each."""
 
 
 class Session:
@@ -257,7 +229,9 @@ class Session:
     async def _perform(self, segment: Segment) -> None:
         """Places a segment's frames on ticks and asks for them, as far ahead as the playout wants."""
         ready: deque[Features | None] = deque()
-        async with contextlib.aclosing(segment.frames(self._embed)) as frames:
+        # The next speech becomes features while the last of it is shown: an encoder that is slow once makes no gap.
+        fetching = prefetched(segment.frames(self._embed), _FETCHED_AHEAD)
+        async with contextlib.aclosing(fetching) as frames:
             async for features in frames:
                 ready.append(features)
                 if len(ready) > self.playout.cushion:

@@ -5,15 +5,13 @@ import { readFileSync } from "node:fs";
 const [url, path] = process.argv.slice(2);
 const wav = readFileSync(path); // mono PCM16
 const speech = wav.subarray(wav.indexOf("data") + 8);
-const [AUDIO, FRAME] = [1, 2];
 const socket = new WebSocket(url, "lipsync.v1");
 socket.binaryType = "arraybuffer";
 
 function sendAudio(samples) {
   const message = new Uint8Array(20 + samples.length); // flags, epoch and pts stay 0
   const header = new DataView(message.buffer);
-  header.setUint8(0, 1); // version
-  header.setUint8(1, AUDIO);
+  message.set([1, 1]); // version, kind: audio
   header.setUint32(16, samples.length, true);
   message.set(samples, 20);
   socket.send(message);
@@ -30,7 +28,7 @@ socket.onmessage = ({ data }) => {
     return;
   }
   const view = new DataView(data);
-  if (view.getUint8(1) !== FRAME) return;
+  if (view.getUint8(1) !== 2) return; // not a frame
   const [speaking, pts] = [view.getUint16(2, true), Number(view.getBigUint64(8, true))];
   const [number, dropped] = [view.getUint32(20, true), view.getUint32(24, true)];
   console.log(`frame of background ${number} at ${pts}, speaking=${speaking}, dropped=${dropped}`);
@@ -38,6 +36,5 @@ socket.onmessage = ({ data }) => {
   socket.send(JSON.stringify({ type: "ack", pts }));
 };
 socket.onclose = ({ code, reason }) => {
-  if (code !== 1000) console.error(`closed: ${code} ${reason}`);
-  process.exitCode = code === 1000 ? 0 : 1;
+  if (code !== 1000) throw new Error(`closed: ${code} ${reason}`);
 };

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from websockets.asyncio.client import connect
 
-HEADER = struct.Struct("<BBHIQI")  # version, kind, flags, epoch, pts, length
-AUDIO, FRAME = 1, 2
+HEADER = "<BBHIQI"  # version 1, kind (1 audio, 2 frame), flags, epoch, pts, length
 
 
 async def send(socket, speech):
     await socket.send(json.dumps({"type": "start", "sample_rate": speech.getframerate()}))
     while data := speech.readframes(speech.getframerate() // 25):  # 40 ms; any size will do
-        await socket.send(HEADER.pack(1, AUDIO, 0, 0, 0, len(data)) + data)
+        await socket.send(struct.pack(HEADER, 1, 1, 0, 0, 0, len(data)) + data)
     await socket.send(json.dumps({"type": "segment_end"}))
 
 
@@ -29,9 +28,8 @@ async def main(url, path, folder=""):
                     print(message)
                     if json.loads(message)["type"] == "playback_finished":
                         break
-                elif message[1] == FRAME:
-                    _, _, speaking, _, pts, _ = HEADER.unpack_from(message)
-                    number, dropped = struct.unpack_from("<II", message, 20)
+                elif message[1] == 2:
+                    _, _, speaking, _, pts, _, number, dropped = struct.unpack_from(HEADER + "II", message)
                     print(f"frame of background {number} at {pts}, {speaking=}, {dropped=}")
                     if folder:
                         Path(folder, f"{pts:010d}.jpg").write_bytes(message[28:])

@@ -19,8 +19,9 @@ from compositor.events import Event, Heard, Shown, Start
 from compositor.metrics import Metrics
 from compositor.outbox import Outbox
 from compositor.rendering import Rendered
-from compositor.session import Ask, Session
+from compositor.session import Session
 from compositor.settings import Settings
+from compositor.stage import Ask
 from compositor.tenant import Tenant
 from compositor.threads import keep_libraries_single_threaded
 

@@ -11,7 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "compositor"
 LAYERS = [
-    ["errors", "geometry", "deadline", "settings", "metrics", "clock", "batching", "threads", "logs", "proto"],
+    [
+        "errors",
+        "geometry",
+        "deadline",
+        "settings",
+        "metrics",
+        "clock",
+        "batching",
+        "prefetching",
+        "threads",
+        "logs",
+        "proto",
+    ],
     [
         "pcm",
         "audio",
@@ -30,7 +42,7 @@ LAYERS = [
         "inference",
     ],
     ["call", "residency", "pipeline"],
-    ["playout", "session", "live", "conversation"],
+    ["stage", "playout", "session", "live", "conversation"],
     ["transports", "health", "auth"],
     ["server"],
     ["workers"],

@@ -233,10 +233,29 @@ def test_sessions_double_until_they_do_not_hold(
     bench = Scripted(hold)
     told: list[tuple[str, int, int]] = []
     run = Run(tmp_path, lambda *progress: told.append(progress))
-    levels = list(live.climb(run, bench, Sizes(least=least, most=most), live_levels.ONE, ["anna"] * most))
+    levels = list(live.climb(run, bench, Sizes(least=least, most=most), live_levels.ONE, ["anna"] * most, []))
     assert bench.asked == asked
     assert [found.sessions for found in levels] == list(dict.fromkeys(asked))
     assert told[-1] == (live_levels.ONE, most, most)
+
+
+class Collapsing(Scripted):
+    """A service under which viewers see nothing any more from so many sessions on."""
+
+    def level(self, turn: Turn) -> Level:
+        if len(turn.tenants) >= self._hold:
+            raise LipsyncError("a live session failed: no mouth moved within 30 s")
+        return super().level(turn)
+
+
+def test_too_many_sessions_to_be_watched_end_the_climb(tmp_path: Path) -> None:
+    run, notes = Run(tmp_path, lambda *_: None), list[str]()
+    levels = list(live.climb(run, Collapsing(4), Sizes(least=2, most=8), live_levels.ONE, ["anna"] * 8, notes))
+    assert [found.sessions for found in levels] == [1, 2, 3]
+    assert len(notes) == 1
+    assert "no mouth moved" in notes[0]
+    with pytest.raises(LipsyncError):
+        list(live.climb(run, Collapsing(2), Sizes(least=2, most=8), live_levels.ONE, ["anna"] * 8, notes))
 
 
 def test_a_session_that_fails_is_a_failure_of_the_turn(tmp_path: Path) -> None:

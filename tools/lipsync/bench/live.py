@@ -17,6 +17,7 @@ import onnx
 from prometheus_client.parser import text_string_to_metric_families
 
 from compositor import tenant as files
+from compositor.errors import LipsyncError
 from lipsync import architecture
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant
@@ -122,7 +123,7 @@ def run(run: Run) -> PartReport:
 def measure(run: Run, sizes: Sizes, settings: Mapping[str, object] | None = None) -> PartReport:
     """The part at other sizes, or with other settings of the service."""
     repository = run.folder / "repository"
-    names = add_tenants(run, repository, sizes)
+    names, notes = add_tenants(run, repository, sizes), list[str]()
     with (
         EmbeddedTriton(repository) as triton,
         service.running(
@@ -132,8 +133,8 @@ def measure(run: Run, sizes: Sizes, settings: Mapping[str, object] | None = None
     ):
         bench = Bench(served, triton, Viewers(child))
         climbs = {
-            ONE: list(climb(run, bench, sizes, ONE, [names[0]] * sizes.most)),
-            OWN: list(climb(run, bench, sizes, OWN, names)),
+            ONE: list(climb(run, bench, sizes, ONE, [names[0]] * sizes.most, notes)),
+            OWN: list(climb(run, bench, sizes, OWN, names, notes)),
         }
         others = dict(_compare(run, bench, sizes, names[0]))
     figures = [
@@ -143,7 +144,7 @@ def measure(run: Run, sizes: Sizes, settings: Mapping[str, object] | None = None
         for figure in figures_of(case_of(kind, level), level)
     ]
     figures += [figure for case, level in others.items() for figure in wire_figures_of(case, level)]
-    notes = [note for kind, levels in climbs.items() for note in notes_of(kind, levels)]
+    notes += [note for kind, levels in climbs.items() for note in notes_of(kind, levels)]
     return PartReport("live", TITLE, _HOW, "p99", figures, list(targets_of(climbs)), notes)
 
 
@@ -186,20 +187,30 @@ def _link(repository: Path, tenant: str, name: str) -> None:
         os.link(own / "1" / file, other / "1" / file)
 
 
-def climb(run: Run, bench: Watched, sizes: Sizes, kind: str, names: Sequence[str]) -> Iterator[Level]:
+def climb(run: Run, bench: Watched, sizes: Sizes, kind: str, names: Sequence[str], notes: list[str]) -> Iterator[Level]:
     """1, 2, 4, 8, ... sessions to the first number, at least `sizes.least`, that does not hold, then one between it and
-    the number before."""
+    the number before. Where so many sessions are too many even to be watched, `notes` says so."""
     sessions = 1
     while sessions <= sizes.most:
         run.progress(kind, sessions, sizes.most)
-        level = _level(bench, sizes.turn(names[:sessions]))
+        try:
+            level = _level(bench, sizes.turn(names[:sessions]))
+        except LipsyncError as error:
+            if sessions <= sizes.least:
+                raise
+            notes.append(f"{sessions_of(sessions)}, {kind}: {error.message}.")
+            break
         yield level
         if level.fault and sessions >= sizes.least:
             break
         sessions *= 2
     if 2 < sessions <= sizes.most:
-        run.progress(kind, sessions * 3 // 4, sizes.most)
-        yield bench.level(sizes.turn(names[: sessions * 3 // 4]))
+        between = sessions * 3 // 4
+        run.progress(kind, between, sizes.most)
+        try:
+            yield bench.level(sizes.turn(names[:between]))
+        except LipsyncError as error:
+            notes.append(f"{sessions_of(between)}, {kind}: {error.message}.")
     run.progress(kind, sizes.most, sizes.most)
 
 
