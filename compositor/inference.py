@@ -93,7 +93,9 @@ class Triton:
 
     def __init__(self, settings: TritonSettings) -> None:
         self._settings = settings
-        self._client: aio.InferenceServerClient = aio.InferenceServerClient(settings.endpoint, channel_args=_CHANNEL)
+        self._client: aio.InferenceServerClient = aio.InferenceServerClient(
+            settings.endpoints[0], channel_args=_CHANNEL
+        )
         self._slots = Slots(
             settings.slots, settings.slot_frames * MOUTH_BYTES, self._register, settings.shared_memory == "auto"
         )

@@ -92,7 +92,9 @@ async def running(
         watching = asyncio.create_task(health.watch())
         async with serving(site.app, listening, settings.http, settings.server.drain_s):
             http_port: int = listening.getsockname()[1]
-            log.info("listening on %s:%d, Triton at %s", settings.server.host, port, settings.triton.endpoint)
+            log.info(
+                "listening on %s:%d, Triton at %s", settings.server.host, port, ", ".join(settings.triton.endpoints)
+            )
             log.info("the page is at http://%s:%d/", settings.http.host, http_port)
             try:
                 yield Running(port, http_port, health)

@@ -11,10 +11,10 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import SettingsInvalid
@@ -22,6 +22,16 @@ from .errors import SettingsInvalid
 PREFIX = "LIPSYNC_"
 RESERVED = {"LIPSYNC_CONFIG", "LIPSYNC_TRITON_HOME"}
 """Variables of the prefix that are no settings: where the file lies, and where the embedded Triton is installed."""
+
+
+def _split(value: object) -> object:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def _not_empty(words: tuple[str, ...]) -> tuple[str, ...]:
+    if not words:
+        raise ValueError("there must be one at least")
+    return words
 
 
 class Section(BaseModel):
@@ -56,10 +66,25 @@ class ServerSettings(Section):
     )
 
 
-class TritonSettings(Section):
-    """The Triton Inference Server that the compositor asks."""
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+"""A list of words, or one text of them with commas, as the environment and the command line give it."""
+Address = Annotated[str, Field(pattern=r"^[^\s/]+:\d+$")]
 
-    endpoint: str = Field("127.0.0.1:8001", pattern=r"^[^\s/]+:\d+$", description="Triton's gRPC address, host:port.")
+
+class TritonSettings(Section):
+    """The Triton Inference Servers that the compositor asks."""
+
+    endpoints: Annotated[tuple[Address, ...], BeforeValidator(_split), AfterValidator(_not_empty)] = Field(
+        ("127.0.0.1:8001",),
+        max_length=64,
+        description="gRPC addresses, host:port, of one Triton or several; a tenant is served by one of them at a time.",
+    )
+    gpus: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_split)] = Field(
+        (), max_length=64, description="GPUs of each Triton that tenants are placed on; none: as config.pbtxt says."
+    )
+    placement: Literal["least_loaded", "round_robin"] = Field(
+        "least_loaded", description="Which of a Triton's GPUs gets the next tenant."
+    )
     timeout_s: float = Field(
         10, gt=0, le=600, description="How long after its caller has gone a request's answer is still awaited."
     )
@@ -76,6 +101,39 @@ class TritonSettings(Section):
     )
     slot_frames: int = Field(
         8, ge=1, le=50, description="Most frames in one request to Triton, and the size of a slot."
+    )
+
+
+class ResidencySettings(Section):
+    """Which models stay loaded. Budgets are those of one device: a GPU, or the CPU, of one Triton."""
+
+    max_models: int = Field(
+        40, ge=2, le=10_000, description="Most tenants' models loaded at once; audio encoders do not count."
+    )
+    max_mb: int = Field(
+        0, ge=0, le=10_000_000, description="Most memory of all models together, MB as measured; 0 for no limit."
+    )
+    headroom: int = Field(
+        1, ge=0, le=100, description="Places kept free, so that a tenant's load need not wait for another's end."
+    )
+    policy: Literal["lfu", "lru"] = Field(
+        "lfu", description="Who leaves first: the least often used of late, or the one whose last use is longest ago."
+    )
+    half_life_s: float = Field(
+        600, gt=0, le=86_400, description="lfu: time after which a use counts half, so that old favourites leave."
+    )
+    idle_s: float = Field(0, ge=0, le=86_400, description="A model not used for so long is unloaded; 0: never.")
+    min_resident_s: float = Field(
+        10, ge=0, le=3600, description="A model used or loaded more recently stays, whatever the budget."
+    )
+    pinned: Words = Field((), description="Tenants that are loaded at the start and never unloaded.")
+    preload: Words = Field((), description="Tenants that are loaded at the start.")
+    concurrent_loads: int = Field(2, ge=1, le=64, description="Loads under way at once in one Triton; more wait.")
+    failed_s: float = Field(
+        10, ge=0, le=3600, description="How long a failed load is remembered before it is tried again."
+    )
+    sweep_s: float = Field(
+        2, gt=0, le=60, description="Period of the look at Triton's statistics, by which use is judged."
     )
 
 
@@ -140,6 +198,7 @@ class Settings(Section):
     model_repository: Path = Field(Path("model_repository"), description="Directory of tenants and encoders.")
     server: ServerSettings = ServerSettings()
     triton: TritonSettings = TritonSettings()
+    residency: ResidencySettings = ResidencySettings()
     http: HttpSettings = HttpSettings()
     live: LiveSettings = LiveSettings()
     audio: AudioSettings = AudioSettings()
@@ -154,7 +213,7 @@ class Settings(Section):
 
     def with_triton(self, endpoint: str) -> Settings:
         """The same settings, but for a Triton at `endpoint`, host:port."""
-        return self.model_copy(update={"triton": self.triton.model_copy(update={"endpoint": endpoint})})
+        return self.model_copy(update={"triton": self.triton.model_copy(update={"endpoints": (endpoint,)})})
 
 
 def read_settings(
@@ -247,7 +306,7 @@ def _fault(item: dict[str, Any], origins: Mapping[tuple[str, ...], str], path: P
         near = difflib.get_close_matches(keys[-1], allowed, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{source}: {'.'.join(keys)}: no such setting{hint} (allowed here: {', '.join(allowed)})"
-    field = model.model_fields.get(keys[-1])
+    field = model.model_fields.get(keys[1] if len(keys) > 1 else keys[0])
     allowed_here = f"; {_allowed(field)}" if field else ""
     return f"{source}: {'.'.join(keys)}: {item['msg']}, not {repr(item['input'])[:80]}{allowed_here}"
 

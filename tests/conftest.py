@@ -140,7 +140,7 @@ def running_stack(repository: Path) -> Iterator[Stack]:
                 "model_repository": repository,
                 "server": {"port": 0},
                 "http": {"port": 0},
-                "triton": {"endpoint": triton.grpc},
+                "triton": {"endpoints": triton.grpc},
             }
         )
         service = ServiceThread(settings)

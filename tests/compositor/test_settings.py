@@ -53,7 +53,7 @@ def test_every_key_is_documented_and_has_a_sound_default(path: tuple[str, ...], 
 def test_there_are_defaults() -> None:
     settings = read_settings(None, {})
     assert settings == Settings()
-    assert (settings.server.port, settings.triton.endpoint) == (50052, "127.0.0.1:8001")
+    assert (settings.server.port, settings.triton.endpoints) == (50052, ("127.0.0.1:8001",))
     assert settings.server.host == "127.0.0.1", "nothing without authentication is open to all by default"
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_key_in_the_file_gets_a_suggestion(tmp_path: Path) -> None:
     ]
     assert refusal(tmp_path, "sever: {port: 1}") == [
         "settings.yaml: sever: no such setting; did you mean server? "
-        "(allowed here: model_repository, server, triton, http, live, audio, logging)"
+        "(allowed here: model_repository, server, triton, residency, http, live, audio, logging)"
     ]
     (line,) = refusal(tmp_path, "server: {zzz: 1}")
     assert line.startswith("settings.yaml: server.zzz: no such setting (allowed here: host, port, ")
@@ -156,8 +156,10 @@ def test_an_unknown_variable_is_named(name: str, words: str) -> None:
         ("server: {timeout_s: .inf}", "server.timeout_s", "at most 3600"),
         ("audio: {edge: none}", "audio.edge", "'silence' or 'zeros', not 'none'"),
         ("logging: {level: [1]}", "logging.level", "'debug', 'info', 'warning' or 'error', not [1]"),
-        ("triton: {endpoint: triton}", "triton.endpoint", "not 'triton'; Triton's gRPC address, host:port"),
-        ("triton: {endpoint: 'http://a:1'}", "triton.endpoint", "not 'http://a:1'"),
+        ("triton: {endpoints: triton}", "triton.endpoints.0", "not 'triton'; gRPC addresses, host:port"),
+        ("triton: {endpoints: 'http://a:1'}", "triton.endpoints.0", "not 'http://a:1'"),
+        ("triton: {endpoints: ''}", "triton.endpoints", "there must be one at least"),
+        ("triton: {gpus: '0, x'}", "triton.gpus.1", "not 'x'; GPUs of each Triton"),
         ("server: 5", "server", "not 5"),
         ("server: [1]", "server", "not [1]"),
         ("model_repository: 5", "model_repository", "not 5; Directory of tenants"),
@@ -226,3 +228,10 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             read_settings(None, {"LIPSYNC_CONFIG": str(path)})
         assert caught.value.message.startswith(f"{path}: {words}")
         assert "\n" not in caught.value.message
+
+
+def test_a_list_may_be_one_text_with_commas(tmp_path: Path) -> None:
+    listed = read_settings(write(tmp_path, "triton: {endpoints: [a:1, b:2]}"), {})
+    told = read_settings(None, {"LIPSYNC_TRITON__ENDPOINTS": "a:1, b:2", "LIPSYNC_TRITON__GPUS": "0,1"})
+    assert listed.triton.endpoints == told.triton.endpoints == ("a:1", "b:2")
+    assert told.triton.gpus == (0, 1)

@@ -32,7 +32,7 @@ def settings_of(repository: Path, **server: object) -> Settings:
             "model_repository": repository,
             "server": {"port": 0, "workers": 2, "drain_s": 0, **server},
             "http": {"port": 0},
-            "triton": {"endpoint": "127.0.0.1:1"},
+            "triton": {"endpoints": "127.0.0.1:1"},
         }
     )
 

@@ -147,7 +147,7 @@ def test_a_port_in_use_stops_the_start(stack: Stack) -> None:
 def test_a_wrong_option_is_named(tmp_path: Path) -> None:
     done = lipsync("serve", "-r", tmp_path, "--triton", "foo")
     assert done.returncode == 1
-    assert "--triton: triton.endpoint" in done.stderr
+    assert "--triton: triton.endpoints" in done.stderr
     assert "Traceback" not in done.stderr
 
 

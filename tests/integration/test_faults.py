@@ -233,7 +233,7 @@ def test_mouths_come_as_tensors_where_shared_memory_is_off(small: Stack, small_s
 
 def test_no_triton_is_unavailable_with_a_hint_when_to_retry(small: Stack) -> None:
     values = small.service.settings.model_dump()
-    values["triton"] |= {"endpoint": "127.0.0.1:1", "restart_wait_s": 0.2}
+    values["triton"] |= {"endpoints": "127.0.0.1:1", "restart_wait_s": 0.2}
     service = ServiceThread(Settings.model_validate(values))
     service.start()
     try:

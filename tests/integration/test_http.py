@@ -51,7 +51,7 @@ def service_with(stack: Stack, server: dict[str, float]) -> Iterator[ServiceThre
             "model_repository": stack.repository,
             "server": {"port": 0, **server},
             "http": {"port": 0, "max_message_mb": 1},
-            "triton": {"endpoint": stack.triton.grpc},
+            "triton": {"endpoints": stack.triton.grpc},
         }
     )
     service = ServiceThread(settings)
@@ -86,7 +86,7 @@ def test_health(http: httpx.Client) -> None:
 
 def test_it_is_not_ready_without_triton(stack: Stack) -> None:
     settings = {"model_repository": stack.repository, "server": {"port": 0}, "http": {"port": 0}}
-    service = ServiceThread(Settings.model_validate({**settings, "triton": {"endpoint": "127.0.0.1:1"}}))
+    service = ServiceThread(Settings.model_validate({**settings, "triton": {"endpoints": "127.0.0.1:1"}}))
     service.start()
     try:
         with client_of(service) as http:

@@ -45,7 +45,7 @@ def service_with(stack: Stack, **live: object) -> Iterator[ServiceThread]:
             "model_repository": stack.repository,
             "server": {"port": 0},
             "http": {"port": 0},
-            "triton": {"endpoint": stack.triton.grpc},
+            "triton": {"endpoints": stack.triton.grpc},
             "live": live,
         }
     )

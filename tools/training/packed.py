@@ -4,11 +4,14 @@ At a small width nearly all the time goes into the layers at full resolution, ho
 pixels are one with four times the channels (space to depth), the family's levels 1-5 follow at a reduced width, and the
 last convolution predicts four pixels at once: what to add to the picture in channels 0-2, which shows the face at rest.
 All that does not move thus stays as sharp as it was.
+
+Upsampling does not align corners, as the family's does: so a layer does the same to a part of the picture as to the
+whole one but for the part's border, and most of the training needs no more than the part where the mouth is.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 import onnx
@@ -24,6 +27,12 @@ from training.networks import AudioBranch, Double, InvertedResidual, Normalised,
 _FEWEST = 16  # channels; ONNX Runtime takes as long for fewer on processors with AVX-512
 _ENCODER = (32, 64, 128, 256, 512)
 _DECODER = (128, 64, 32, 32)
+
+
+Part: TypeAlias = tuple[slice, slice]
+"""Rows and columns of a ROI, whole CELLs of pixels."""
+CELL: Final = 32  # pixels of a side that one value of the narrowest layer stands for
+WHOLE: Final[Part] = (slice(0, VISUAL_SHAPE[1]), slice(0, VISUAL_SHAPE[2]))
 
 
 class PackedUNet(nn.Module):
@@ -49,17 +58,18 @@ class PackedUNet(nn.Module):
         """The picture, clipped to [0,1]."""
         return self.predict(visual, audio).clamp(0, 1)
 
-    def predict(self, visual: Tensor, audio: Tensor) -> Tensor:
-        """The picture before clipping, which has a gradient everywhere."""
+    def predict(self, visual: Tensor, audio: Tensor, part: Part = WHOLE) -> Tensor:
+        """The picture before clipping, which has a gradient everywhere. `visual` holds no more than the part."""
         skips, x = list[Tensor](), pack(visual)
         for block in self.encoder:
             x = block(x)
             skips.append(x)
-        x = torch.cat([skips.pop(), self.audio(audio)], 1)
+        rows, columns = (slice(side.start // CELL, side.stop // CELL) for side in part)
+        x = torch.cat([skips.pop(), self.audio(audio)[:, :, rows, columns]], 1)
         for block in self.fuse:
             x = block(x)
         for block in self.decoder:
-            x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = functional.interpolate(x, scale_factor=2, mode="bilinear")
             x = block(torch.cat([x, skips.pop()], 1))
         return visual[:, : MOUTH_SHAPE[0]] + unpack(self.head(x))
 
@@ -154,9 +164,9 @@ class _Writer:
         return self.inverted(f"{name}/ir2", block.ir2, self.inverted(f"{name}/ir1", block.ir1, x))
 
     def grow(self, name: str, x: str) -> str:
-        """Twice the size, bilinear with aligned corners."""
+        """Twice the size, bilinear between the pixels' middles."""
         scales = self.graph.constant(f"{name}/scales", np.array([1, 1, 2, 2], np.float32))
-        modes = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+        modes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         return self.graph.node("Resize", [x, "", scales], name, **modes)
 
 

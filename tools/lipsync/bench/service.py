@@ -65,7 +65,7 @@ def running(
         "server.port": 0,
         "http.port": 0,
         "server.drain_s": 0,
-        "triton.endpoint": triton,
+        "triton.endpoints": triton,
         "logging.level": "info",
         **(settings or {}),
     }

@@ -43,7 +43,7 @@ def demo(
     if TENANT not in tenant_names(repository):
         _add_tenant(repository)
     with EmbeddedTriton(repository) as triton:
-        values = {"model_repository": repository, **_BRIEF, "triton": {"endpoint": triton.grpc}}
+        values = {"model_repository": repository, **_BRIEF, "triton": {"endpoints": triton.grpc}}
         settings = Settings.model_validate(values)
         asyncio.run(_speak(settings, speech, output))
 

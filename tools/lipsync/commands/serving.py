@@ -121,7 +121,7 @@ def _options(
 ) -> dict[str, tuple[str, str]]:
     """What the command line says of settings, as `read_settings` takes it."""
     said = {
-        "triton.endpoint": ("--triton", triton),
+        "triton.endpoints": ("--triton", triton),
         "model_repository": ("--repository", repository),
         "server.port": ("--port", port),
         "http.port": ("--http-port", http_port),
