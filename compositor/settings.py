@@ -132,6 +132,9 @@ class ResidencySettings(Section):
     failed_s: float = Field(
         10, ge=0, le=3600, description="How long a failed load is remembered before it is tried again."
     )
+    open_mb: int = Field(
+        4096, ge=64, le=10_000_000, description="Most bytes of prepared frames that the compositor keeps mapped, MB."
+    )
     sweep_s: float = Field(
         2, gt=0, le=60, description="Period of the look at Triton's statistics, by which use is judged."
     )
