@@ -36,6 +36,21 @@ def test_an_untrained_model_shows_the_face_at_rest() -> None:
         assert torch.equal(PackedUNet(0.125).eval()(visual, torch.rand(1, 32, 16, 16)), visual[:, :3])
 
 
+def test_a_part_is_the_same_as_in_the_whole_but_near_its_border() -> None:
+    """What training on parts rests on; with aligned corners, layers would see parts at another scale."""
+    module = worn_in(0.125)
+    visual, audio = torch.rand(1, 6, 320, 320), torch.rand(1, 32, 16, 16)
+    # Nothing but the first level: deeper ones see so far that the border is everywhere.
+    up = torch.nn.functional.interpolate
+    whole, part = (
+        up(module.encoder[0](pack(x)), scale_factor=2, mode="bilinear") for x in (visual, visual[..., 64:256])
+    )
+    assert torch.allclose(whole[..., 84:236], part[..., 20:172], atol=1e-5)
+    rows, columns = slice(0, 320), slice(64, 256)
+    with torch.no_grad():
+        assert module.predict(visual[..., columns], audio, (rows, columns)).shape == (1, 3, 320, 192)
+
+
 def test_the_graph_is_the_module() -> None:
     module = worn_in(0.125)
     random = np.random.default_rng(1)

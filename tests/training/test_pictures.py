@@ -14,9 +14,9 @@ from training.visemes import Shapes
 
 torch = pytest.importorskip("torch", reason="the training extra is not installed")
 
-from training.avatar_model import MOUTH_AREA, AvatarOptions, picture_loss, train_avatar  # noqa: E402
+from training.avatar_model import MOUTH_AREA, MOUTH_PART, AvatarOptions, listen, picture_loss, train_avatar  # noqa: E402
 from training.encoder_data import make_clip  # noqa: E402
-from training.networks import AudioEncoder  # noqa: E402
+from training.networks import AudioBranch, AudioEncoder  # noqa: E402
 from training.pictures import (  # noqa: E402
     Moments,
     audio_features,
@@ -146,6 +146,24 @@ def test_errors_about_the_mouth_weigh_more() -> None:
     there[:, :, 20:40, 150:170] += 0.2
     assert float(picture_loss(target, target)) == 0
     assert float(picture_loss(here, target)) > 4 * float(picture_loss(there, target)) > 0
+    rows, columns = MOUTH_PART
+    in_part = picture_loss(here[:, :, rows, columns], target[:, :, rows, columns], MOUTH_PART)
+    assert float(in_part) > float(picture_loss(here, target)), "of a part, the mouth's area is the same"
+
+
+def test_listening_tells_shapes_apart() -> None:
+    """Features that hold the shape plainly: the branch soon reads it from them, better than by its mean."""
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    shapes = random.random((64, 5), np.float32)
+    features = np.zeros((64, 32, 16, 16), np.float16)
+    features[:, :5] = shapes[:, :, None, None]
+    losses = list[float]()
+    options = AvatarOptions(width=0.125, listening=120, blur=0.0)
+    heard = Moments(np.zeros(64, np.int64), shapes, features)
+    listen(AudioBranch(0.125), heard, options, lambda stage, step, total, loss: losses.append(loss))
+    assert len(losses) == 120
+    assert losses[-1] < 0.5 * float(shapes.var())
 
 
 def test_training_moves_the_picture_and_goes_on(
@@ -153,22 +171,22 @@ def test_training_moves_the_picture_and_goes_on(
 ) -> None:
     monkeypatch.setattr("training.avatar_model._SAVE_EVERY", 1)
     drawn = draw_pictures(avatar, moments([0.8, 0.8], [0, 1]), tmp_path / "pictures")
-    options = AvatarOptions(width=0.125, steps=3, pictures=1)
-    steps, losses = list[int](), list[float]()
+    options = AvatarOptions(width=0.125, listening=1, steps=3, whole=1, pictures=1)
+    steps, losses = list[tuple[str, int]](), list[float]()
 
     class Stop(Exception):
         pass
 
-    def report(step: int, total: int, loss: float) -> None:
-        steps.append(step)
+    def report(stage: str, step: int, total: int, loss: float) -> None:
+        steps.append((stage, step))
         losses.append(loss)
-        if steps == [1, 2]:
+        if steps[-1] == ("pictures", 2):
             raise Stop
 
     with pytest.raises(Stop):
         train_avatar(drawn, options, tmp_path / "avatar.pt", report)
     model = train_avatar(drawn, options, tmp_path / "avatar.pt", report)
-    assert steps == [1, 2, 3]
+    assert steps == [("listen", 1), ("pictures", 1), ("pictures", 2), ("pictures", 3)]
     assert all(np.isfinite(losses))
-    assert losses[0] > 0.1, "an untrained model shows the mouth at rest"
+    assert losses[1] > 0.1, "an untrained model shows the mouth at rest"
     assert float(model.head.weight.detach().abs().max()) > 0

@@ -82,7 +82,7 @@ def avatar(
     encoder_width: Annotated[float, typer.Option(help="Of the encoder trained in --work.")] = EncoderOptions.width,
     width: Annotated[float, typer.Option(help="Of the layers; 1 is the family's size.")] = AvatarOptions.width,
     steps: Annotated[int, typer.Option(min=1, help="Of training.")] = AvatarOptions.steps,
-    each: Annotated[int, typer.Option(min=1, help="Pictures drawn of every sentence.")] = 2,
+    each: Annotated[int, typer.Option(min=1, help="Pictures drawn of every sentence.")] = 4,
     bfloat16: Annotated[bool, typer.Option(help="Convolve in bfloat16 while training.")] = AvatarOptions.bfloat16,
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
 ) -> None:
@@ -102,7 +102,7 @@ def avatar(
 
         seen, shown = pictures("train", sentences, each), pictures("held_out", _SHEET, 1)
         checkpoint = work / "avatar.pt"
-        model = train_avatar(seen, options, checkpoint, lambda step, total, loss: report("train", step, total))
+        model = train_avatar(seen, options, checkpoint, lambda stage, step, total, loss: report(stage, step, total))
     difference = export_avatar(model, output / "model_best.onnx")
     figures = report_avatar(model, shown)
     (output / "avatar.json").write_text(json.dumps(figures, indent=1) + "\n")

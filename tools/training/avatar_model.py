@@ -1,8 +1,8 @@
 """Trains the avatar's U-Net on drawn pictures and cached audio features.
 
-A U-Net left to itself takes thousands of steps before its pictures depend on what it hears: the nearest average mouth is
-one that rests. So it learns in three stages. Its audio branch first learns to tell the mouth's shape, without pictures;
-then all of it learns the part of the picture where the mouth is, a third of the work; last the whole picture.
+A U-Net left to itself takes thousands of steps before its pictures depend on what it hears. So it learns in three
+stages. Its audio branch first learns to tell the mouth's shape, without pictures; then all of it learns the part of the
+picture where the mouth is, a third of the work; last the whole picture.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def train_avatar(
     first = load_checkpoint(checkpoint, model, optimizer, options)
     model.train()
     if first == 0:
-        _listen(model.audio, pictures.moments, options, report)
+        listen(model.audio, pictures.moments, options, report)
     batches = picture_batches(pictures, options.pictures, options.seed, first, options.steps)
     for step, (visual, audio, target) in enumerate(batches, start=first + 1):
         part = MOUTH_PART if step <= options.steps - options.whole else WHOLE
@@ -85,7 +85,7 @@ def train_avatar(
     return model.eval()
 
 
-def _listen(
+def listen(
     branch: AudioBranch, moments: Moments, options: AvatarOptions, report: Callable[[str, int, int, float], None]
 ) -> None:
     """Teaches the audio branch to tell mouth shapes, with a linear layer that is then thrown away."""
@@ -114,7 +114,8 @@ def picture_loss(output: Tensor, target: Tensor, part: Part = WHOLE) -> Tensor:
     The mouth's area counts _MOUTH_WEIGHT times more.
     """
     error = output - target
-    rows, columns = (slice(area.start - of.start, area.stop - of.start) for area, of in zip(MOUTH_AREA, part))
+    sides = zip(MOUTH_AREA, part, strict=True)
+    rows, columns = (slice(area.start - whole.start, area.stop - whole.start) for area, whole in sides)
     mouth = error[:, :, rows, columns]
     return _mean(error) + _MOUTH_WEIGHT * _mean(mouth)
 

@@ -38,7 +38,7 @@ def section(report: Mapping[str, Any]) -> Iterator[str]:
     machine = report["machine"]
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB"
     yield f"Made by `{report['command']}`, {report['date'][:10]}, commit {report['commit']}, on {hardware};"
-    yield f"GPU: {machine.get('gpu', 'not looked for')}. Medians; the report has their spread, versions, and more."
+    yield f"GPU: {machine['gpu']}. Medians; the report has their spread, versions, and more."
     if report["quick"]:
         yield "**A quick run: its sizes are too small for figures that mean anything.**"
     yield ""
