@@ -1,5 +1,5 @@
 # Everything a newcomer needs. Each target works as the first command after a clone.
-.PHONY: help setup demo test bench check format proto lock clean
+.PHONY: help setup demo test bench train evaluate check format proto lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
@@ -19,6 +19,18 @@ test:  ## Run all tests, those against the real Triton included
 bench: ## Measure the project: out/bench/report.md
 	@tools/setup.sh bench
 	@.venv/bin/lipsync bench all
+
+train: ## Train the demo's models anew, for hours, and put them in place; run again, it goes on
+	@tools/setup.sh training
+	.venv/bin/python -m training speech
+	.venv/bin/python -m training encoder out/trained
+	.venv/bin/python -m training avatar out/trained
+	cp out/trained/audio_encoder.onnx tools/lipsync/trained/audio_encoder.onnx
+	cp out/trained/model_best.onnx tools/lipsync/trained/avatar.onnx
+
+evaluate: ## Measure the demo's models through the whole service: tools/lipsync/trained/evaluation.png
+	@tools/setup.sh training
+	.venv/bin/python -m training evaluate
 
 check: ## Lint, formatting, types
 	@tools/setup.sh dev

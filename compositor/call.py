@@ -30,7 +30,10 @@ class Stages:
         try:
             yield
         finally:
-            setattr(self, stage, getattr(self, stage) + time.perf_counter() - begin)
+            self.add(stage, time.perf_counter() - begin)
+
+    def add(self, stage: str, seconds: float) -> None:
+        setattr(self, stage, getattr(self, stage) + seconds)
 
 
 @dataclass(frozen=True)

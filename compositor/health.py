@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = 1.0
+PERIOD_S = 0.1
+"""The check reads what others have found out."""
 
 
 class Health:
-    """Asks `check` every second and tells `changed` of every change. Not serving until the first good answer."""
+    """Asks `check` again and again and tells `changed` of every change. Not serving until the first good answer."""
 
     def __init__(
         self,
@@ -40,5 +41,5 @@ class Health:
             serving = False
         if serving != self.serving:
             self.serving = serving
-            log.info("ready to serve" if serving else "not ready: Triton does not answer")
+            log.info("ready to serve" if serving else "not ready: no Triton answers")
             await self._changed(serving)

@@ -1,5 +1,4 @@
-"""Triton, as the compositor needs it: mouths and audio embeddings in, loads and unloads. The only importer of
-tritonclient, whose errors end here.
+"""Triton, as the compositor needs it: mouths and audio embeddings in, loads and unloads.
 
 Mouths come back through system shared memory where Triton can map this process's region, as tensors otherwise. The
 slot of a request is given back only once Triton has answered it: else one tenant's face could get into another's frame.
@@ -12,24 +11,18 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as wire
 from numpy.typing import NDArray
-from tritonclient.grpc import aio
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import service_pb2
 
 from .blending import CROP_SIZE
+from .connection import Client, GivenUp, NoAnswer
+from .control import Control
 from .deadline import Deadline
-from .errors import (
-    DeadlinePassed,
-    InferenceFailed,
-    InvalidInput,
-    LipsyncError,
-    Overloaded,
-    TenantBroken,
-    TritonUnavailable,
-)
+from .errors import DeadlinePassed, InferenceFailed, InvalidInput, LipsyncError, TenantBroken, TritonUnavailable
 from .features import ENCODER_BATCH
 from .settings import TritonSettings
 from .shared_memory import Region
@@ -39,19 +32,6 @@ log = logging.getLogger(__name__)
 
 MOUTH_BYTES = CROP_SIZE * CROP_SIZE * 3
 EMBEDDING_SIZE = 512
-_CHANNEL = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),
-]
-
-
-class ModelNotLoaded(LipsyncError):
-    """Triton does not have the model right now; loading it helps."""
-
-
-class RegionLost(TritonUnavailable):
-    """Triton does not know the shared memory region, having been restarted since."""
 
 
 @dataclass
@@ -62,75 +42,37 @@ class Mouths:
     release: Callable[[], None]
 
 
-class NoAnswer(DeadlinePassed):
-    """The wait for Triton's answer ended; whether it still works on the request is not known."""
-
-
-def translate(error: InferenceServerException) -> LipsyncError:
-    """Triton's error as ours. UNAVAILABLE has four meanings, so the message decides (seen on Triton 2.51)."""
-    status, message = str(error.status()).removeprefix("StatusCode."), str(error.message())
-    if "Unable to find shared memory region" in message:
-        return RegionLost(message)
-    if (
-        "has no available versions" in message
-        or "not at ready state" in message
-        or (status == "NOT_FOUND" and "is not found" in message)
-    ):
-        return ModelNotLoaded(message)
-    if "Exceeds maximum queue size" in message:
-        return Overloaded("Triton's queue for this tenant is full", retry_after_s=0.2)
-    if "Request timeout expired" in message:
-        return Overloaded("Triton's queue for this tenant is too long for the time given", retry_after_s=0.5)
-    if status in ("DEADLINE_EXCEEDED", "CANCELLED"):
-        return NoAnswer("Triton did not answer in time")
-    if status == "UNAVAILABLE" and "restricted" not in message:
-        return TritonUnavailable("Triton cannot be reached; it may be restarting", retry_after_s=1)
-    return InferenceFailed(f"Triton failed: {message}")
-
-
-class Triton:
+class Triton(Control):
     """One Triton server."""
 
-    def __init__(self, settings: TritonSettings) -> None:
-        self._settings = settings
-        self._client: aio.InferenceServerClient = aio.InferenceServerClient(
-            settings.endpoints[0], channel_args=_CHANNEL
-        )
+    def __init__(self, settings: TritonSettings, endpoint: str, repository: Path | None = None) -> None:
+        """repository: where the models' config.pbtxt are, for loads that name a GPU."""
+        super().__init__(settings, endpoint, repository)
         self._slots = Slots(
             settings.slots, settings.slot_frames * MOUTH_BYTES, self._register, settings.shared_memory == "auto"
         )
         self._tasks: set[asyncio.Task[Mouths]] = set()
+
+    @property
+    def answers(self) -> int:
+        """How many requests were answered, however."""
+        return self._connection.answers
 
     async def close(self) -> None:
         """Ends the requests in flight and the connection."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.close()
+        await self._connection.close()
 
-    async def ready(self) -> bool:
-        """Whether Triton answers and takes requests."""
-        try:
-            return bool(await self._client.is_server_ready(client_timeout=2))
-        except InferenceServerException:
-            return False
+    async def ping(self, wait_s: float) -> bool:
+        """Whether Triton takes requests. Raises TritonUnavailable, and NoAnswer after `wait_s`."""
+        return await self._connection.ping(wait_s)
 
-    async def load(self, model: str) -> None:
-        """Loads a model; at once where it is loaded and unchanged. Raises TenantBroken, TritonUnavailable, ..."""
-        try:
-            await self._client.load_model(model, client_timeout=self._settings.load_timeout_s)
-        except InferenceServerException as error:
-            fault = translate(error)
-            if isinstance(fault, (InferenceFailed, ModelNotLoaded)):
-                raise TenantBroken(f"{model!r} does not load into Triton: {error.message()}", field="tenant") from error
-            raise fault from error
-
-    async def unload(self, model: str) -> None:
-        """Unloads a model; returns before its memory is free. An unknown model is no error."""
-        try:
-            await self._client.unload_model(model, client_timeout=self._settings.timeout_s)
-        except InferenceServerException as error:
-            raise translate(error) from error
+    def give_up(self) -> None:
+        """Triton hangs: every request fails with TritonUnavailable, those in flight at once, until a `ping` is
+        answered. Slots that wait for an answer are not used again, for Triton may still write into them."""
+        self._connection.give_up()
 
     async def embeddings(self, encoder: str, windows: NDArray[np.float32], deadline: Deadline) -> NDArray[np.float32]:
         """Audio embeddings float32 (n, 512) of mel windows float32 (n, 1, 80, 16)."""
@@ -148,6 +90,7 @@ class Triton:
         embeddings: NDArray[np.float32] | None = result.as_numpy("audio_features")
         if (
             embeddings is None
+            or embeddings.dtype != np.float32
             or embeddings.shape != (len(windows), EMBEDDING_SIZE)
             or not np.isfinite(embeddings).all()
         ):
@@ -202,14 +145,11 @@ class Triton:
             wait_s = max(deadline.at_s - time.monotonic(), 0) + self._settings.timeout_s
             result = await self._infer(model, inputs, [mouth, wire.InferRequestedOutput("finite")], wait_s)
             _check_finite(model, result.as_numpy("finite"), count)
-            crops: NDArray[np.uint8] | None = (
-                result.as_numpy("mouth") if region is None else region.view(lease.slot, size)
-            )
-            if crops is None or crops.size != size:
-                raise InferenceFailed(f"{model!r} answered with mouths of the wrong shape")
+            _check_mouth(model, result.get_output("mouth"), count)
+            crops: NDArray[np.uint8] = result.as_numpy("mouth") if region is None else region.view(lease.slot, size)
         except (NoAnswer, TritonUnavailable, asyncio.CancelledError) as error:
             self._slots.abandon(lease)
-            if isinstance(error, TritonUnavailable):
+            if isinstance(error, TritonUnavailable) and not isinstance(error, GivenUp):
                 self._slots.lost(region)
             raise
         except BaseException:
@@ -218,15 +158,17 @@ class Triton:
         return Mouths(crops.reshape(count, 3, CROP_SIZE, CROP_SIZE), lambda: self._slots.release(lease))
 
     async def _register(self, region: Region) -> bool:
-        try:
-            await self._client.register_system_shared_memory(
+        async def request(client: Client) -> None:
+            await client.register_system_shared_memory(
                 region.name, region.key, region.size, client_timeout=self._settings.timeout_s
             )
-        except InferenceServerException as error:
-            fault = translate(error)
-            if isinstance(fault, (TritonUnavailable, DeadlinePassed)):
-                raise fault from error
-            log.info("Triton says: %s", error.message())
+
+        try:
+            await self._connection.ask(request)
+        except (TritonUnavailable, DeadlinePassed):
+            raise
+        except LipsyncError as error:
+            log.info("no shared memory: %s", error.message)
             return False
         return True
 
@@ -248,7 +190,7 @@ class Triton:
         inputs = [_tensor("visual", visual, "FP32"), _tensor("audio", audio, "FP32")]
         result = await self._tensors(model, inputs, ["output"], deadline)
         output: NDArray[np.float32] | None = result.as_numpy("output")
-        if output is None or output.shape != (len(audio), 3, 320, 320):
+        if output is None or output.dtype != np.float32 or output.shape != (len(audio), 3, 320, 320):
             raise InferenceFailed(f"{model!r} answered with predictions of the wrong shape")
         if not np.isfinite(output).all():
             raise TenantBroken(f"the model of {model!r} predicted NaN or infinity", field="tenant")
@@ -262,10 +204,9 @@ class Triton:
         wait_s: float,
     ) -> wire.InferResult:
         """One request, whose answer is awaited for so long."""
-        try:
-            return await self._client.infer(model, inputs, outputs=outputs, client_timeout=wait_s)
-        except InferenceServerException as error:
-            raise translate(error) from error
+        return await self._connection.ask(
+            lambda client: client.infer(model, inputs, outputs=outputs, client_timeout=wait_s)
+        )
 
 
 def _release_unwanted(task: asyncio.Task[Mouths]) -> None:
@@ -278,6 +219,13 @@ def _check_finite(model: str, finite: NDArray[np.bool_] | None, count: int) -> N
         raise InferenceFailed(f"{model!r} answered without saying whether its prediction is finite")
     if not finite.all():
         raise TenantBroken(f"the model of {model!r} predicted NaN or infinity", field="tenant")
+
+
+def _check_mouth(model: str, mouth: service_pb2.ModelInferResponse.InferOutputTensor | None, count: int) -> None:
+    """What is smaller than it should be would leave another request's mouth in the rest of its slot."""
+    shape = [count, 3, CROP_SIZE, CROP_SIZE]
+    if mouth is None or mouth.datatype != "UINT8" or list(mouth.shape) != shape:
+        raise InferenceFailed(f"{model!r} answered with mouths of the wrong shape")
 
 
 def _tensor(name: str, values: NDArray[np.generic], datatype: str) -> wire.InferInput:

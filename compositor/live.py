@@ -20,8 +20,9 @@ from .deadline import Deadline
 from .errors import Overloaded
 from .events import Start
 from .features import ENCODER_BATCH, Windows
+from .keep_alive import KeepAlive, Request, period_of
 from .metrics import Metrics
-from .pipeline import Compositor
+from .pipeline import FEATURE_SHAPE, Compositor
 from .rendering import Output, Rendered
 from .session import Session
 from .settings import Settings
@@ -49,6 +50,7 @@ class Live:
         self._clock = clock or MonotonicClock()
         self._frames: dict[Tenant, Batcher[Ask, Rendered]] = {}
         self._windows: dict[str, Batcher[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._keep_alive = KeepAlive(self._clock, period_of(settings.residency), self._wanted)
 
     async def begin(self, start: Start) -> Session:
         """A new session. Raises Overloaded where there are too many, and what `Session.open` raises."""
@@ -58,6 +60,7 @@ class Live:
         name = secrets.token_hex(8)
         session = await Session.open(name, start, self, self.settings, self._clock, self._metrics)
         self.sessions[name] = session
+        self._keep_alive.start()
         self._metrics.sessions.set(len(self.sessions))
         self._metrics.sessions_opened.inc()
         log.info("session %s begins: %s, %d fps, %s", name, session.tenant.name, session.playout.fps, start.picture)
@@ -75,6 +78,8 @@ class Live:
             ending += self._frames.pop(tenant).stop()
         for encoder in self._windows.keys() - encoders:
             ending += self._windows.pop(encoder).stop()
+        if not self.sessions:
+            ending += self._keep_alive.stop()
         shown = ", ".join(f"{count} {kind}" for kind, count in session.playout.counts.items())
         log.info("session %s ends: pictures %s; %d dropped", session.name, shown, session.outbox.dropped)
         await asyncio.gather(*ending, return_exceptions=True)
@@ -106,11 +111,14 @@ class Live:
         return await self._compositor.open(name, Stages())
 
     async def load(self, tenant: Tenant) -> None:
-        await self._compositor.load(_call(tenant, self.settings.server.timeout_s))
+        await self._compositor.load(self._long_call(tenant))
+        for model in (tenant.name, tenant.manifest.encoder):
+            self._keep_alive.used(model)
 
     async def embed(self, tenant: Tenant, windows: Windows) -> NDArray[np.float32]:
         if len(self.sessions) < 2:  # nobody to wait for
-            return await self._compositor.embeddings(_call(tenant, self.settings.server.timeout_s), windows)
+            self._keep_alive.used(tenant.manifest.encoder)
+            return await self._compositor.embeddings(self._long_call(tenant), windows)
         encoder = tenant.manifest.encoder
         batcher = self._windows.get(encoder)
         if batcher is None:
@@ -138,16 +146,38 @@ class Live:
         return self.settings.live.gather_ms / 1000
 
     async def _embed(self, tenant: Tenant, windows: list[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
-        call = _call(tenant, self.settings.server.timeout_s)
-        return list(await self._compositor.embeddings(call, np.stack(windows)))
+        self._keep_alive.used(tenant.manifest.encoder)
+        return list(await self._compositor.embeddings(self._long_call(tenant), np.stack(windows)))
 
     async def _predict(self, tenant: Tenant, asks: list[Ask]) -> list[Rendered]:
         self._metrics.batch.observe(len(asks))
+        self._keep_alive.used(tenant.name)
         call = _call(tenant, _WORTHLESS_S)
         features = np.stack([ask.features for ask in asks])
         return await self._compositor.predict(
             call, [ask.number for ask in asks], features, [ask.finish for ask in asks]
         )
+
+    def _wanted(self) -> dict[str, Request]:
+        """The models of all sessions, and what asks each of them for next to nothing."""
+        tenants = {session.tenant for session in self.sessions.values()}
+        frames: dict[str, Request] = {tenant.name: partial(self._ask_frame, tenant) for tenant in tenants}
+        windows = {tenant.manifest.encoder: partial(self._ask_window, tenant) for tenant in tenants}
+        return {**frames, **windows}
+
+    async def _ask_frame(self, tenant: Tenant) -> None:
+        features = np.zeros((1, *FEATURE_SHAPE), np.float32)
+        await self._compositor.predict(self._long_call(tenant), [0], features, [_nothing])
+
+    async def _ask_window(self, tenant: Tenant) -> None:
+        await self._compositor.embeddings(self._long_call(tenant), np.zeros((1, 1, 80, 16), np.float32))
+
+    def _long_call(self, tenant: Tenant) -> Call:
+        return _call(tenant, self.settings.server.timeout_s)
+
+
+def _nothing(mouth: NDArray[np.uint8]) -> None:
+    """What is made of a frame that nobody wants."""
 
 
 def _call(tenant: Tenant, seconds: float) -> Call:

@@ -1,8 +1,11 @@
-"""What the service counts and times, as Prometheus metrics. No tenant's name is a label: there may be thousands."""
+"""What the service counts and times, as Prometheus metrics. No tenant's name is a label: there may be thousands. Labels
+are Triton servers, of which the settings have a list, their devices, and words of our own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,10 +17,15 @@ from prometheus_client import (
     multiprocess,
 )
 
+Mode = Literal["livesum", "livemin", "livemax"]
+
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The variable of the environment that makes this library keep a process's numbers in files of a folder."""
+STAGES = ("features", "load", "inference", "blend", "encode")
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 _DELAY_S = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10)
+_LOAD_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 40, 80)
+_AGE_S = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480, 40960, 81920)
 
 
 class Metrics:
@@ -59,12 +67,67 @@ class Metrics:
             buckets=_DELAY_S,
             registry=self.registry,
         )
+        stages = Histogram(
+            "lipsync_stage_seconds",
+            "What a request waits for features (mel columns and the encoder's embeddings), for load and for inference, "
+            "both with Triton's queue, and what a frame's blend and encode take.",
+            ["stage"],
+            buckets=_SHORT_S,
+            registry=self.registry,
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self.batch = Histogram(
             "lipsync_batch_frames",
             "Frames of live sessions in one request to Triton.",
             buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 50),
             registry=self.registry,
         )
+
+        self.observers: dict[str, ModelMetrics] = {}
+        """Who counts what happens to the models of a Triton, by its address."""
+        self.up = self._gauge("lipsync_triton_up", "Whether a Triton answers: 1 or 0.", ["triton"], "livemin")
+        self.hits = self._counter("lipsync_model_hits", "Requests whose model was loaded.")
+        self.misses = self._counter("lipsync_model_misses", "Requests that had to wait for their model.")
+        self.load_s = self._histogram("lipsync_model_load_seconds", "Loads that succeeded.", _LOAD_S)
+        self.load_wait_s = self._histogram(
+            "lipsync_model_load_wait_seconds",
+            "What these loads waited first: for others, and for room.",
+            _LOAD_S,
+        )
+        self.failed_loads = self._counter("lipsync_model_loads_failed", "Loads that failed.")
+        self.eviction_age_s = self._histogram(
+            "lipsync_model_eviction_age_seconds",
+            "Time from load to unload, to make room or for being idle.",
+            _AGE_S,
+        )
+        self.lost_races = self._counter(
+            "lipsync_model_lost_races", "Models loaded from here that another compositor unloaded."
+        )
+        self.leases = self._gauge("lipsync_model_leases", "Requests under way.", ["triton"], "livesum")
+        places = ["triton", "device"]
+        self.models = self._gauge("lipsync_models", "Tenants' models that take room.", places, "livemax")
+        self.most_models = self._gauge("lipsync_models_limit", "Most tenants' models.", places, "livemax")
+        self.model_bytes = self._gauge("lipsync_model_bytes", "Memory of all models, as measured.", places, "livemax")
+        self.most_bytes = self._gauge("lipsync_model_bytes_limit", "Most of it; 0: no limit.", places, "livemax")
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ["triton"], registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, ["triton"], buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str], mode: Mode) -> Gauge:
+        """mode: what processes that share a service say together."""
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def observer(self, triton: str, most_models: int, most_bytes: int) -> ModelMetrics:
+        """Who counts what happens to the models of the Triton at that address. most_*: a device's budget."""
+        self.observers[triton] = ModelMetrics(self, triton, most_models, most_bytes)
+        return self.observers[triton]
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """One of STAGES took so long."""
+        self._stages[stage].observe(seconds)
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes; where a folder is shared, of all processes together."""
@@ -73,6 +136,66 @@ class Metrics:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
         return bytes(generate_latest(registry))
+
+
+class ModelMetrics:
+    """Counts what happens to the models of one Triton; a `models.Observer`. For people, `counts` and `devices`."""
+
+    def __init__(self, metrics: Metrics, triton: str, most_models: int, most_bytes: int) -> None:
+        self._triton = triton
+        self._most_models, self._most_bytes = most_models, most_bytes
+        self._metrics = metrics
+        self.counts = dict.fromkeys(("hits", "misses", "loads", "failed_loads", "evictions", "lost_races"), 0)
+        """Since this process began."""
+        self.devices: dict[str, dict[str, int]] = {}
+        """What each device holds, and may."""
+        # A label is looked up once: hits are many.
+        self._hits, self._misses = metrics.hits.labels(triton), metrics.misses.labels(triton)
+        self._load_s, self._load_wait_s = metrics.load_s.labels(triton), metrics.load_wait_s.labels(triton)
+        self._failed_loads = metrics.failed_loads.labels(triton)
+        self._eviction_age_s = metrics.eviction_age_s.labels(triton)
+        self._lost_races = metrics.lost_races.labels(triton)
+        self._leases = metrics.leases.labels(triton)
+
+    def hit(self) -> None:
+        self.counts["hits"] += 1
+        self._hits.inc()
+
+    def miss(self) -> None:
+        self.counts["misses"] += 1
+        self._misses.inc()
+
+    def loaded(self, seconds: float, waited_s: float) -> None:
+        self.counts["loads"] += 1
+        self._load_s.observe(seconds)
+        self._load_wait_s.observe(waited_s)
+
+    def load_failed(self) -> None:
+        self.counts["failed_loads"] += 1
+        self._failed_loads.inc()
+
+    def evicted(self, age_s: float) -> None:
+        self.counts["evictions"] += 1
+        self._eviction_age_s.observe(age_s)
+
+    def lost_race(self) -> None:
+        self.counts["lost_races"] += 1
+        self._lost_races.inc()
+
+    def occupied(self, device: str, models: int, size: int) -> None:
+        metrics = self._metrics
+        gauges = {
+            "models": (metrics.models, models),
+            "most_models": (metrics.most_models, self._most_models),
+            "bytes": (metrics.model_bytes, size),
+            "most_bytes": (metrics.most_bytes, self._most_bytes),
+        }
+        self.devices[device] = {name: value for name, (_, value) in gauges.items()}
+        for gauge, value in gauges.values():
+            gauge.labels(self._triton, device).set(value)
+
+    def leased(self, count: int) -> None:
+        self._leases.set(count)
 
 
 def forget_process(pid: int, folder: Path) -> None:

@@ -23,12 +23,12 @@ from .audio import SAMPLE_RATE
 from .blending import ROI_SIZE, Pixels, set_prediction, split_planes
 from .call import Call, Frame, Stages
 from .deadline import Deadline
-from .errors import DeadlinePassed, EncoderMissing, InvalidInput, TenantBroken, TenantNotFound, TritonUnavailable
+from .errors import EncoderMissing, InvalidInput, TenantBroken, TenantNotFound
 from .features import FeatureStream, frame_count
+from .fleet import Fleet
 from .geometry import ping_pong
-from .inference import ModelNotLoaded, Mouths, Triton
+from .inference import Mouths, Triton
 from .rendering import Rendered, render
-from .residency import Residency
 from .settings import Settings
 from .tenant import RAW_SUFFIX, Tenant
 from .tenants import Tenants
@@ -36,6 +36,7 @@ from .tenants import Tenants
 Samples = NDArray[np.float32]
 Features = NDArray[np.float32]
 Answer = TypeVar("Answer")
+Observe = Callable[[str, float], None]
 
 FEATURE_SHAPE = (32, 16, 16)
 VISUAL_SHAPE = (6, ROI_SIZE, ROI_SIZE)
@@ -43,7 +44,6 @@ BATCHES_AHEAD = 4
 """Batches of one stream that are in work at once: enough to keep inference and compositing busy side by side."""
 CHUNK_S = 0.48
 """Speech of a stream that becomes features at once: 12 frames at 25 fps."""
-_BACK_OFF_S = 0.05
 _HANDED_OVER = 8
 """Mouths that one thread of the pool gets at once: fewer would cost more hand-overs, more would leave threads idle."""
 
@@ -51,27 +51,27 @@ _HANDED_OVER = 8
 class Compositor:
     """Speech and frame numbers in, frames out, for every tenant in the repository."""
 
-    def __init__(self, settings: Settings, triton: Triton, residency: Residency, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, settings: Settings, fleet: Fleet, pool: ThreadPoolExecutor, observe: Observe = lambda stage, seconds: None
+    ) -> None:
+        """observe: is told of every stage (`metrics.STAGES`) how many seconds it took."""
         self.settings = settings
-        self._triton = triton
-        self._residency = residency
+        self._observe = observe
+        self.fleet = fleet
         self.pool = pool
-        self._tenants = Tenants(settings.model_repository)
+        self._tenants = Tenants(settings.model_repository, settings.residency.open_mb * 10**6)
 
     async def open(self, name: str, stages: Stages) -> Tenant:
         """The tenant of that name. Raises InvalidInput, TenantNotFound or TenantBroken."""
-        models = (name, name + RAW_SUFFIX)
         try:
             with stages.measure("open_s"):
                 tenant, fresh = self._tenants.get(name)
         except TenantNotFound:
-            for model in models:
-                await self._residency.drop(model)
+            await self.fleet.drop(name)
             raise
         if fresh:
             # Triton may hold what these files replaced; a load of what is unchanged costs a millisecond.
-            for model in models:
-                self._residency.forget(model)
+            self.fleet.forget(name)
         return tenant
 
     async def features(self, call: Call, samples: Samples, rate: int, fps: int) -> Features:
@@ -193,7 +193,7 @@ class Compositor:
         stream = FeatureStream(rate, fps, self.settings.audio.edge)
         step = max(1, int(rate * CHUNK_S))
         for begin in range(0, len(samples), step):
-            with call.stages.measure("features_s"):
+            with self._measure(call, "features"):
                 last = begin + step >= len(samples)
                 windows = await self.in_pool(_advance, stream, samples[begin : begin + step], last)
             if len(windows):
@@ -207,7 +207,7 @@ class Compositor:
         encoder = call.tenant.manifest.encoder
         deadline = self._step_deadline(call)
         return await self._resident(
-            encoder, call, deadline, "features_s", lambda: self._triton.embeddings(encoder, windows, deadline)
+            encoder, call, deadline, "features", lambda triton: triton.embeddings(encoder, windows, deadline)
         )
 
     def _step_deadline(self, call: Call) -> Deadline:
@@ -222,10 +222,7 @@ class Compositor:
     ) -> list[Rendered]:
         """At most one request to Triton: mouths, then blend and encode in the pool."""
         works = [partial(render, call.tenant, number, output=call.output) for number in numbers]
-        rendered = await self._predict(call, numbers, features, works, visual)
-        call.stages.blend_s += sum(frame.blend_s for frame in rendered)
-        call.stages.encode_s += sum(frame.encode_s for frame in rendered)
-        return rendered
+        return await self._predict(call, numbers, features, works, visual)
 
     async def predict(
         self, call: Call, numbers: Sequence[int], features: Features, works: Sequence[Callable[[Pixels], Answer]]
@@ -251,7 +248,25 @@ class Compositor:
         finally:
             # After a cancellation a thread may still read mouths that are being overwritten: its frames are dropped.
             mouths.release()
-        return list(itertools.chain.from_iterable(made))
+        answers = list(itertools.chain.from_iterable(made))
+        for answer in answers:
+            if isinstance(answer, Rendered):
+                self._account(call, "blend", answer.blend_s)
+                self._account(call, "encode", answer.encode_s)
+        return answers
+
+    @contextlib.contextmanager
+    def _measure(self, call: Call, stage: str) -> Iterator[None]:
+        """The wall time of the block is that of a stage."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._account(call, stage, time.perf_counter() - begin)
+
+    def _account(self, call: Call, stage: str, seconds: float) -> None:
+        call.stages.add(f"{stage}_s", seconds)
+        self._observe(stage, seconds)
 
     async def _mouths(
         self, call: Call, numbers: Sequence[int], features: Features, visual: NDArray[np.float32] | None
@@ -263,8 +278,8 @@ class Compositor:
                 model,
                 call,
                 deadline,
-                "inference_s",
-                lambda: self._triton.predictions(model, visual, features, deadline),
+                "inference",
+                lambda triton: triton.predictions(model, visual, features, deadline),
             )
             crops = await self.in_pool(_set_predictions, tenant, numbers, predictions)
             return Mouths(crops, lambda: None)
@@ -277,43 +292,34 @@ class Compositor:
             tenant.name,
             call,
             deadline,
-            "inference_s",
-            lambda: self._triton.mouths(tenant.name, subject, features, deadline),
+            "inference",
+            lambda triton: triton.mouths(tenant.name, subject, features, deadline),
         )
 
     async def _resident(
-        self, model: str, call: Call, deadline: Deadline, stage: str, request: Callable[[], Awaitable[Answer]]
+        self, model: str, call: Call, deadline: Deadline, stage: str, request: Callable[[Triton], Awaitable[Answer]]
     ) -> Answer:
-        """A request to a model that may have to be loaded first, or again: Triton may have been restarted.
+        """A request to a model, which may have to be loaded first.
 
         The request's time counts for `stage`, the wait for the load for its own.
         """
-        give_up = Deadline.after(self.settings.triton.restart_wait_s)
-        while True:
-            try:
-                if model not in self._residency:
-                    with call.stages.measure("load_s"):
-                        await asyncio.wait_for(self._residency.ensure(model), deadline.remaining_s())
-                with call.stages.measure(stage):
-                    return await request()
-            except asyncio.TimeoutError as error:
-                raise DeadlinePassed(f"{model!r} was not loaded before the deadline") from error
-            except ModelNotLoaded:
-                self._residency.forget(model)
-            except TritonUnavailable:
-                self._residency.forget(model)
-                if min(give_up.at_s, deadline.at_s) <= time.monotonic() + _BACK_OFF_S:
-                    raise
-            except TenantBroken as error:
-                if model == call.tenant.manifest.encoder:
-                    raise EncoderMissing(f"the audio encoder {model!r} does not load: {error.message}") from error
-                raise
-            await asyncio.sleep(min(_BACK_OFF_S, deadline.remaining_s()))
+
+        async def ask(triton: Triton) -> Answer:
+            with self._measure(call, stage):
+                return await request(triton)
+
+        loading = partial(self._measure, call, "load")
+        try:
+            return await self.fleet.serve(model, deadline, ask, loading, call.tenant.name)
+        except TenantBroken as error:
+            if model == call.tenant.manifest.encoder:
+                raise EncoderMissing(f"the audio encoder {model!r} does not load: {error.message}") from error
+            raise
 
     async def load(self, call: Call) -> None:
         """Returns when the tenant's model and its audio encoder are loaded."""
         for model in (call.tenant.manifest.encoder, call.tenant.name):
-            await self._resident(model, call, self._step_deadline(call), "load_s", _nothing)
+            await self._resident(model, call, self._step_deadline(call), "load", _nothing)
 
     def in_pool(self, work: Callable[..., Answer], *arguments: object) -> asyncio.Future[Answer]:
         """Work that takes the CPU, off the event loop."""
@@ -331,7 +337,7 @@ async def _first(working: deque[tuple[int, asyncio.Task[list[Rendered]]]]) -> tu
     return position, rendered
 
 
-async def _nothing() -> None:
+async def _nothing(triton: Triton) -> None:
     """The request of a call that only wants a model to be loaded."""
 
 

@@ -16,15 +16,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from .catalogue import Catalogue
 from .errors import SettingsInvalid
+from .fleet import Fleet, open_fleet
 from .health import Health
-from .inference import Triton
 from .live import Live
 from .metrics import Metrics
 from .pipeline import Compositor
 from .proto import lipsync_v1_pb2 as pb
 from .proto import lipsync_v1_pb2_grpc as pb_grpc
-from .residency import Residency
 from .settings import Settings
 from .threads import keep_libraries_single_threaded
 from .transports.admission import Admission
@@ -65,12 +65,10 @@ async def running(
     threads = settings.server.threads or max(1, cores // settings.server.workers)
     async with contextlib.AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="render"))
-        triton = Triton(settings.triton)
-        stack.push_async_callback(triton.close)
-        residency = Residency(triton)
-        stack.push_async_callback(residency.close)
-        compositor = Compositor(settings, triton, residency, pool)
         metrics = metrics or Metrics()
+        fleet = _fleet(settings, metrics)
+        stack.push_async_callback(fleet.close)
+        compositor = Compositor(settings, fleet, pool, metrics.observe_stage)
         live = Live(compositor, settings, metrics)
         admission = Admission(settings.server.max_calls)
         service = LipsyncService(compositor, live, admission)
@@ -83,13 +81,13 @@ async def running(
             for name in ("", SERVICE):
                 await servicer.set(name, state.SERVING if serving else state.NOT_SERVING)
 
-        health = Health(triton.ready, publish)
+        health = Health(fleet.ready, publish)
         site = Site(compositor, live, metrics, health, admission)
         await publish(False)
         listening = stack.enter_context(bind(settings.http, share_ports))
         port = _bind(server, settings)
         await server.start()
-        watching = asyncio.create_task(health.watch())
+        watching = [asyncio.create_task(work) for work in (fleet.watch(), health.watch())]
         async with serving(site.app, listening, settings.http, settings.server.drain_s):
             http_port: int = listening.getsockname()[1]
             log.info(
@@ -100,13 +98,24 @@ async def running(
                 yield Running(port, http_port, health)
             finally:
                 await servicer.enter_graceful_shutdown()
-                watching.cancel()
+                for task in watching:
+                    task.cancel()
                 service.live_calls.stop()
                 await site.conversations.stop()
                 # Both drain at the same time.
                 draining = asyncio.create_task(server.stop(settings.server.drain_s))
-                stack.push_async_callback(asyncio.wait, {watching, draining})
+                stack.push_async_callback(asyncio.wait, {*watching, draining})
     log.info("stopped")
+
+
+def _fleet(settings: Settings, metrics: Metrics) -> Fleet:
+    budget = settings.residency.max_models, settings.residency.max_mb * 10**6
+    return open_fleet(
+        settings,
+        Catalogue(settings.model_repository).facts,
+        lambda endpoint: metrics.observer(endpoint, *budget),
+        lambda endpoint, up: metrics.up.labels(endpoint).set(up),
+    )
 
 
 def _server(settings: Settings, service: LipsyncService, share_port: bool) -> grpc.aio.Server:

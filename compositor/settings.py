@@ -79,6 +79,11 @@ class TritonSettings(Section):
         max_length=64,
         description="gRPC addresses, host:port, of one Triton or several; a tenant is served by one of them at a time.",
     )
+    key_file: Path | None = Field(
+        None,
+        description="File with the key that every Triton asks for where it restricts loads and shared memory by one: "
+        "the value of the header triton-grpc-protocol-lipsync-key.",
+    )
     gpus: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_split)] = Field(
         (), max_length=64, description="GPUs of each Triton that tenants are placed on; none: as config.pbtxt says."
     )
@@ -124,7 +129,7 @@ class ResidencySettings(Section):
     )
     idle_s: float = Field(0, ge=0, le=86_400, description="A model not used for so long is unloaded; 0: never.")
     min_resident_s: float = Field(
-        10, ge=0, le=3600, description="A model used or loaded more recently stays, whatever the budget."
+        10, ge=0, le=3600, description="A model used or loaded more recently stays; under 3, a silent session's may go."
     )
     pinned: Words = Field((), description="Tenants that are loaded at the start and never unloaded.")
     preload: Words = Field((), description="Tenants that are loaded at the start.")
@@ -302,7 +307,8 @@ def _put(values: dict[str, Any], keys: tuple[str, ...], text: str) -> None:
 def _fault(item: dict[str, Any], origins: Mapping[tuple[str, ...], str], path: Path | None) -> str:
     """One line: where the setting came from, its path, and what is allowed."""
     keys = tuple(str(key) for key in item["loc"])
-    source = origins.get(keys) or (str(path) if path else "settings")
+    told = (origins.get(keys[:depth]) for depth in range(len(keys), 0, -1))
+    source = next(filter(None, told), None) or (str(path) if path else "settings")
     model = _sections().get(keys[0], Settings) if len(keys) > 1 else Settings
     if item["type"] == "extra_forbidden":
         allowed = list(model.model_fields)

@@ -41,6 +41,8 @@ MANIFEST, INDEX, SCANS, PATCHES, CUTS, CROPS, MODEL = (
 FILES = frozenset((INDEX, SCANS, PATCHES, CUTS, CROPS, MODEL))
 """The files that a manifest records; all of them, and no others."""
 CROP_BYTES = CROP_SIZE * CROP_SIZE * 3
+DESCRIPTORS = 3
+"""File descriptors that an open tenant holds: Python's mmap keeps one for each file that it maps."""
 
 FRAME = np.dtype(
     [
@@ -169,6 +171,8 @@ class Tenant:
         """Opens the tenant: milliseconds, whatever its size. Raises InvalidInput, TenantNotFound or TenantBroken."""
         self.name = name
         self.manifest = read_manifest(repository, name)
+        self.open_bytes = sum(record.size for file, record in self.manifest.files.items() if file != MODEL)
+        """What is mapped or in memory of its files as long as it is open."""
         self.directory = repository / name / "1"
         self.encoding = Encoding(self.manifest.quality, self.manifest.subsampling, self.manifest.restart_interval)
         self.layout = Layout(self.manifest.width, self.manifest.height, self.encoding)

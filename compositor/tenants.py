@@ -1,41 +1,96 @@
-"""The tenants that this process has open: opened on first use, opened anew when their files were replaced."""
+"""The tenants that this process has open: opened on first use, opened anew when their files were replaced, and let go
+of, those first whose use is longest ago, where all together map more than they may.
+
+Nothing is ever closed under a reader: whoever holds a tenant, or a view of its files, keeps them mapped.
+"""
 
 from __future__ import annotations
 
+import math
+import resource
+from collections import OrderedDict
 from pathlib import Path
+from weakref import WeakSet, WeakValueDictionary
 
 from .errors import TenantBroken, TenantNotFound
-from .tenant import MANIFEST, Tenant, check_name
+from .tenant import DESCRIPTORS, MANIFEST, Tenant, check_name
 
 Stamp = tuple[int, int]
+
+
+def most_open() -> int:
+    """How many tenants half of the file descriptors that this process may have are enough for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(2, soft // 2 // DESCRIPTORS) if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 class Tenants:
     """Open tenants by name. Replaced or removed files are noticed at the next use, by the manifest's inode and time."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, most_bytes: float = math.inf, most: int | None = None) -> None:
+        """most_bytes, most: how much is kept mapped, and how many tenants are kept open, `most_open` unless said.
+
+        What others hold counts, too, but only what nobody holds can be let go of. The one that was opened last stays
+        whatever its size.
+        """
         self.repository = repository
-        self._open: dict[str, tuple[Stamp, Tenant]] = {}
+        self._most_bytes = most_bytes
+        self._most = most or most_open()
+        self._stamps: dict[str, Stamp] = {}
+        self._kept: OrderedDict[str, Tenant] = OrderedDict()
+        self._found: WeakValueDictionary[str, Tenant] = WeakValueDictionary()
+        self._open: WeakSet[Tenant] = WeakSet()
 
     def get(self, name: str) -> tuple[Tenant, bool]:
-        """The tenant, and whether it was opened just now, so that what Triton has loaded may be of older files.
+        """The tenant, and whether its files are others than at its last use, so that Triton may have older ones loaded.
 
         Raises InvalidInput, TenantNotFound or TenantBroken.
         """
+        stamp = self._stamp(name)
+        known = self._stamps.get(name) == stamp
+        tenant = self._found.get(name) if known else None
+        if tenant is None:
+            # What was open is let go of even where the new files turn out to be broken.
+            self._forget(name)
+            tenant = self._found[name] = Tenant(self.repository, name)
+            self._open.add(tenant)
+            self._stamps[name] = stamp
+            self._keep(tenant)
+            self._make_room()
+        else:
+            self._keep(tenant)
+        return tenant, not known
+
+    @property
+    def open_bytes(self) -> int:
+        """What is mapped of all tenants that are open, whoever holds them."""
+        return sum(tenant.open_bytes for tenant in self._open)
+
+    def __len__(self) -> int:
+        """How many are open, whoever holds them."""
+        return len(self._open)
+
+    def _stamp(self, name: str) -> Stamp:
         path = self.repository / check_name(name) / "1" / MANIFEST
         try:
             status = path.stat()
         except (FileNotFoundError, NotADirectoryError) as error:
-            self._open.pop(name, None)
+            self._forget(name)
             raise TenantNotFound(f"no tenant named {name!r} is installed", field="tenant") from error
         except OSError as error:
             raise TenantBroken(f"{path}: cannot be read ({error.strerror})", field="tenant") from error
-        stamp = (status.st_ino, status.st_mtime_ns)
-        known = self._open.get(name)
-        if known is not None and known[0] == stamp:
-            return known[1], False
-        # What was open is let go of even where the new files turn out to be broken.
-        self._open.pop(name, None)
-        tenant = Tenant(self.repository, name)
-        self._open[name] = (stamp, tenant)
-        return tenant, True
+        return status.st_ino, status.st_mtime_ns
+
+    def _forget(self, name: str) -> None:
+        self._stamps.pop(name, None)
+        self._found.pop(name, None)
+        self._kept.pop(name, None)
+
+    def _keep(self, tenant: Tenant) -> None:
+        self._kept[tenant.name] = tenant
+        self._kept.move_to_end(tenant.name)
+
+    def _make_room(self) -> None:
+        """Lets go of tenants until the rest fits. One that is held elsewhere is found again at its next use."""
+        while len(self._kept) > 1 and (len(self) > self._most or self.open_bytes > self._most_bytes):
+            self._kept.popitem(last=False)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes .venv with the project and one of its extras, and sees that libturbojpeg is there.
-#   tools/setup.sh tools|bench|dev
+#   tools/setup.sh tools|bench|training|dev
 # Does nothing, quickly, where all is as it should be. As root it installs missing system packages through apt;
 # otherwise it names them and stops.
 set -eu
@@ -46,7 +46,9 @@ fi
 
 wanted="$extra $("$python" -c 'import sys; print(sys.version, sys.prefix)' | tr '\n' ' ') $(cat pyproject.toml requirements.lock | cksum) $(pwd)"
 stamp=.venv/.stamp-$extra
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] && [ "$(cat .venv/.stamp-dev 2>/dev/null)" != "dev${wanted#"$extra"}" ]; then
+# The extra dev holds all others but training.
+within_dev() { [ "$extra" != training ] && [ "$(cat .venv/.stamp-dev 2>/dev/null)" = "dev${wanted#"$extra"}" ]; }
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] && ! within_dev; then
     if ! .venv/bin/python -c '' 2>/dev/null; then
         "$python" -c 'import ensurepip' 2>/dev/null ||
             system_package "Python's venv module" "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" python3-venv
@@ -74,3 +76,12 @@ fi
 turbojpeg() { .venv/bin/python -c 'import ctypes; ctypes.CDLL("libturbojpeg.so.0")' 2>/dev/null; }
 turbojpeg || system_package "the JPEG library libturbojpeg.so.0" libturbojpeg0 libturbojpeg
 turbojpeg || { say "error: libturbojpeg.so.0 still cannot be loaded"; exit 1; }
+
+if [ "$extra" = training ]; then
+    command -v flite >/dev/null || system_package "the synthesiser flite" flite
+    command -v espeak-ng >/dev/null || system_package "the synthesiser eSpeak NG" espeak-ng
+    espeak_library() { .venv/bin/python -c 'import ctypes; ctypes.CDLL("libespeak-ng.so.1")' 2>/dev/null; }
+    espeak_library || system_package "eSpeak NG's library libespeak-ng.so.1" libespeak-ng1
+    # Recorded words are only looked at: `training evaluate` goes without them, and says so.
+    [ -e /usr/share/sounds/alsa/Front_Center.wav ] || [ "$(id -u)" != 0 ] || system_package "recorded speech" alsa-utils
+fi

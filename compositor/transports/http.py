@@ -28,6 +28,7 @@ from ..pipeline import Compositor
 from ..tenant import SCANS, Tenant, tenant_names
 from .admission import Admission
 from .faults import HTTP_CODES, error_fields
+from .stats import describe
 from .uploads import Uploads
 from .websocket import Conversations
 
@@ -105,7 +106,8 @@ class Site:
         return Response(self._metrics.exposition(), media_type=_METRICS_TYPE)
 
     async def _stats(self, request: Request) -> Response:
-        return JSONResponse(self._live.stats(), headers={"Cache-Control": "no-store"})
+        held = describe(self._compositor.fleet.report(), self._metrics)
+        return JSONResponse({**self._live.stats(), **held}, headers={"Cache-Control": "no-store"})
 
     async def _tenants(self, request: Request) -> Response:
         names = await asyncio.to_thread(tenant_names, self._compositor.settings.model_repository)

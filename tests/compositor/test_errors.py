@@ -4,7 +4,7 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from compositor import errors, inference, jpeg
+from compositor import connection, errors, jpeg, models
 from compositor.errors import LipsyncError
 from compositor.transports.status import status_of
 
@@ -47,10 +47,13 @@ def test_the_table_of_statuses() -> None:
         errors.DeadlinePassed: "DEADLINE_EXCEEDED",
         errors.InferenceFailed: "INTERNAL",
         errors.LipsyncError: "INTERNAL",
-        inference.ModelNotLoaded: "INTERNAL",
-        inference.RegionLost: "UNAVAILABLE",
-        inference.NoAnswer: "DEADLINE_EXCEEDED",
+        connection.ModelNotLoaded: "INTERNAL",
+        connection.RegionLost: "UNAVAILABLE",
+        connection.GivenUp: "UNAVAILABLE",
+        connection.KeyRefused: "INTERNAL",
+        connection.NoAnswer: "DEADLINE_EXCEEDED",
         jpeg.LibraryMissing: "INTERNAL",
+        models.OutOfMemory: "RESOURCE_EXHAUSTED",
     }
     assert {kind: kind.status.value for kind in every_error()} == table
 

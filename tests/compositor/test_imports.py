@@ -15,6 +15,7 @@ LAYERS = [
         "errors",
         "geometry",
         "deadline",
+        "models",
         "settings",
         "metrics",
         "clock",
@@ -32,6 +33,7 @@ LAYERS = [
         "blending",
         "tenant",
         "tenants",
+        "catalogue",
         "rendering",
         "video",
         "events",
@@ -39,10 +41,27 @@ LAYERS = [
         "speech",
         "shared_memory",
         "slots",
+        "connection",
+        "control",
         "inference",
     ],
-    ["call", "residency", "pipeline"],
-    ["stage", "playout", "session", "live", "conversation"],
+    [
+        "call",
+        "usage",
+        "host_lock",
+        "budget",
+        "plan",
+        "evictions",
+        "loads",
+        "holdings",
+        "residency",
+        "endpoint",
+        "placement",
+        "homecoming",
+        "fleet",
+        "pipeline",
+    ],
+    ["stage", "playout", "session", "keep_alive", "live", "conversation"],
     ["transports", "health", "auth"],
     ["server"],
     ["workers"],
@@ -53,6 +72,10 @@ there yet have their place already."""
 PURE = [
     "errors",
     "geometry",
+    "models",
+    "usage",
+    "budget",
+    "plan",
     "pcm",
     "audio",
     "features",
@@ -64,7 +87,7 @@ PURE = [
     "transports.wire",
 ]
 OWNERS = {
-    "tritonclient": {"inference"},
+    "tritonclient": {"connection", "control", "inference"},
     "turbojpeg": {"jpeg"},
     "av": {"video"},
     "prometheus_client": {"metrics"},
@@ -155,7 +178,7 @@ def test_the_imports_are_seen() -> None:
     """The other tests say nothing where this one fails."""
     assert {"tenant", "jpeg", "blending", "errors"} <= own("rendering")
     assert {"pipeline", "errors", "proto", "pcm"} <= own("transports.rpc")
-    assert "tritonclient" in foreign("inference")
+    assert "tritonclient" in foreign("inference") & foreign("connection")
     assert "asyncio" in foreign("pipeline")
     assert {"jpeg", "geometry", "settings"} <= reach("__main__")
 

@@ -1,4 +1,4 @@
-"""Triton's errors become ours; the wire itself is tested against the real Triton in tests/integration."""
+"""Slots, deadlines and strange answers; the wire itself is tested against the real Triton in tests/integration."""
 
 from __future__ import annotations
 
@@ -6,34 +6,16 @@ import asyncio
 
 import numpy as np
 import pytest
+from tritonclient.grpc.service_pb2 import ModelInferResponse
 from tritonclient.utils import InferenceServerException
 
 from compositor.deadline import Deadline
 from compositor.errors import DeadlinePassed, InferenceFailed, LipsyncError, Overloaded, TenantBroken, TritonUnavailable
-from compositor.inference import ModelNotLoaded, NoAnswer, RegionLost, Triton, translate
+from compositor.inference import Triton
 from compositor.settings import TritonSettings
 from compositor.slots import MOST_REGIONS
 
-
-@pytest.mark.parametrize(
-    ("status", "message", "kind"),
-    [
-        ("NOT_FOUND", "Request for unknown model: 'x' is not found", ModelNotLoaded),
-        ("NOT_FOUND", "Request for unknown model: 'x' has no available versions", ModelNotLoaded),
-        ("UNAVAILABLE", "Request for unknown model: 'x' version 1 is not at ready state", ModelNotLoaded),
-        ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded),
-        ("UNAVAILABLE", "Request timeout expired", Overloaded),
-        ("UNAVAILABLE", "failed to connect to all addresses", TritonUnavailable),
-        ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", InferenceFailed),
-        ("DEADLINE_EXCEEDED", "Deadline Exceeded", NoAnswer),
-        ("CANCELLED", "Locally cancelled", NoAnswer),
-        ("INTERNAL", "use the --shm-size flag to control the shared memory region size", InferenceFailed),
-        ("INVALID_ARGUMENT", "Unable to find shared memory region: 'lipsync-1'", RegionLost),
-        ("INTERNAL", "onnxruntime execute failure", InferenceFailed),
-    ],
-)
-def test_the_table_of_tritons_errors(status: str, message: str, kind: type[LipsyncError]) -> None:
-    assert type(translate(InferenceServerException(message, f"StatusCode.{status}"))) is kind
+InferOutputTensor = ModelInferResponse.InferOutputTensor
 
 
 class Answer:
@@ -44,6 +26,14 @@ class Answer:
 
     def as_numpy(self, name: str) -> object:
         return self._tensors.get(name)
+
+    def get_output(self, name: str) -> object:
+        """What is said of a tensor, which may itself be in shared memory."""
+        values = self._tensors.get(name)
+        if values is None:
+            return None
+        datatype = {"uint8": "UINT8", "float32": "FP32"}[values.dtype.name]
+        return InferOutputTensor(name=name, datatype=datatype, shape=values.shape)
 
 
 class Wire:
@@ -69,14 +59,15 @@ class Wire:
         """There is no connection."""
 
 
-GOOD = Answer(finite=np.array([[True]]))
+MOUTH = np.zeros((1, 3, 328, 328), np.uint8)
+GOOD = Answer(finite=np.array([[True]]), mouth=MOUTH)
 AUDIO = np.zeros((1, 32, 16, 16), np.float32)
 FRAMES = np.zeros(1, np.int32)
 
 
 def triton_with(monkeypatch: pytest.MonkeyPatch, wire: Wire, **settings: object) -> Triton:
     monkeypatch.setattr("tritonclient.grpc.aio.InferenceServerClient", lambda *_, **__: wire)
-    return Triton(TritonSettings.model_validate({"slots": 2, "slot_frames": 1, **settings}))
+    return Triton(TritonSettings.model_validate({"slots": 2, "slot_frames": 1, **settings}), "triton:8001")
 
 
 async def test_a_slot_serves_again_after_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +154,7 @@ async def test_requests_that_triton_refused_cost_no_memory(monkeypatch: pytest.M
 
 
 async def test_answers_that_never_come_cost_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = Answer(finite=np.array([[True]]), mouth=np.zeros((1, 3, 328, 328), np.uint8))
-    wire = Wire(*[SILENT] * 40, *[tensors] * 3, GONE, GOOD)
+    wire = Wire(*[SILENT] * 40, *[GOOD] * 3, GONE, GOOD)
     triton = triton_with(monkeypatch, wire)
     for _ in range(40):
         with pytest.raises(DeadlinePassed):
@@ -184,6 +174,9 @@ async def test_answers_that_never_come_cost_bounded_memory(monkeypatch: pytest.M
         (Answer(finite=np.array([[False]])), TenantBroken),
         (Answer(finite=np.array([[True], [True]])), InferenceFailed),
         (Answer(), InferenceFailed),
+        (Answer(finite=np.array([[True]])), InferenceFailed),
+        (Answer(finite=np.array([[True]]), mouth=MOUTH[:, :, :320, :320]), InferenceFailed),
+        (Answer(finite=np.array([[True]]), mouth=MOUTH.astype(np.float32)), InferenceFailed),
         (InferenceServerException("boom", "StatusCode.INTERNAL"), InferenceFailed),
     ],
 )
@@ -210,10 +203,15 @@ async def test_an_answer_that_never_came_keeps_its_slot_out_of_use(monkeypatch: 
 
 @pytest.mark.parametrize(
     "embeddings",
-    [np.zeros((2, 512), np.float32), np.zeros((1, 500), np.float32), np.full((1, 512), np.nan, np.float32)],
+    [
+        np.zeros((2, 512), np.float32),
+        np.zeros((1, 500), np.float32),
+        np.full((1, 512), np.nan, np.float32),
+        np.zeros((1, 512), np.uint8),
+    ],
 )
 async def test_strange_embeddings_are_refused(
-    monkeypatch: pytest.MonkeyPatch, embeddings: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    monkeypatch: pytest.MonkeyPatch, embeddings: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 ) -> None:
     triton = triton_with(monkeypatch, Wire(Answer(audio_features=embeddings)))
     with pytest.raises(InferenceFailed):

@@ -185,6 +185,67 @@ async def test_stats_are_for_people(compositor: FakeCompositor) -> None:
     await live.end(session)
 
 
+def live_for(compositor: FakeCompositor, clock: SimulatedClock) -> Live:
+    """With a request of each model a second at least: 3 s is the least time that a model stays."""
+    settings = Settings.model_validate({"live": {"gather_ms": 0}, "residency": {"min_resident_s": 3}})
+    return Live(cast(Compositor, compositor), settings, Metrics(), clock)
+
+
+async def test_the_models_of_silent_sessions_are_asked_now_and_then(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_for(compositor, clock)
+    sessions = [await live.begin(Start(name, flow="plain")) for name in ("plain", "plain", "avatar")]
+    await clock.move(0.9)
+    assert (compositor.requests, compositor.embedded) == ([], []), "loading them was a use"
+    await clock.move(0.2)
+    assert sorted(compositor.requests) == [("avatar", 1), ("plain", 1)], "once for all sessions of a tenant"
+    assert compositor.embedded == [1]
+    await clock.move(3)
+    assert len(compositor.requests) == 8
+    assert len(compositor.embedded) == 4
+    assert live.stats()["sessions"][0]["pictures"]["speaking"] == 0, "nobody sees them"
+    await live.end(sessions[2])
+    compositor.requests.clear()
+    await clock.move(3)
+    assert set(compositor.requests) == {("plain", 1)}
+    for session in sessions[:2]:
+        await live.end(session)
+    compositor.requests.clear()
+    await clock.move(10)
+    assert compositor.requests == []
+
+
+async def test_the_models_of_speaking_sessions_are_not_asked_beyond(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_for(compositor, clock)
+    session = await live.begin(Start("plain", flow="plain"))
+    session.push(speech(3.0))
+    session.end_segment()
+    for _ in range(74):
+        await clock.move(0.04)
+        drain(session.outbox)
+    assert sum(count for _, count in compositor.requests) == 75, "no frame but those of the speech"
+    await live.end(session)
+
+
+async def test_a_model_that_does_not_answer_harms_no_session(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_for(compositor, clock)
+
+    def fail() -> None:
+        raise Overloaded("no room")
+
+    compositor.before = fail
+    session = await live.begin(Start("plain", flow="plain"))
+    await clock.move(5)
+    compositor.before = lambda: None
+    asked = len(compositor.requests)
+    await clock.move(2)
+    assert asked >= 4
+    assert len(compositor.requests) == asked + 2
+    await live.end(session)
+
+
 async def test_sessions_are_counted(repository: Path) -> None:
     metrics = Metrics()
     live = Live(cast(Compositor, FakeCompositor(repository)), Settings(), metrics, SimulatedClock())

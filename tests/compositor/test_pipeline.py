@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from compositor.call import Call, Frame, Stages
+from compositor.catalogue import Catalogue
+from compositor.connection import ModelNotLoaded
 from compositor.deadline import Deadline
+from compositor.endpoint import Endpoint
 from compositor.errors import (
     DeadlinePassed,
     EncoderMissing,
@@ -22,7 +25,10 @@ from compositor.errors import (
     TenantNotFound,
     TritonUnavailable,
 )
-from compositor.inference import ModelNotLoaded, Mouths
+from compositor.fleet import Fleet
+from compositor.host_lock import HostLock
+from compositor.inference import Mouths
+from compositor.models import Device, Unobserved, Use
 from compositor.pipeline import BATCHES_AHEAD, Compositor
 from compositor.rendering import Output
 from compositor.residency import Residency
@@ -36,6 +42,9 @@ class FakeTriton:
     """Answers with the tenant's own crops. `before` runs ahead of each answer and may wait or raise."""
 
     def __init__(self, repository: Path) -> None:
+        self.endpoint = "triton:8001"
+        self.answers = 0
+        self.loaded: dict[str, str] = {}
         self.tenants = {name: Tenant(repository, name) for name in ("plain", "sent")}
         self.loads: list[str] = []
         self.unloads: list[str] = []
@@ -48,13 +57,33 @@ class FakeTriton:
     async def _nothing(self) -> None:
         await asyncio.sleep(0)
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, gpu: int | None = None) -> None:
         self.loads.append(model)
         if model in self.load_failures:
             raise self.load_failures[model]
+        self.loaded[model] = "READY"
 
     async def unload(self, model: str) -> None:
         self.unloads.append(model)
+        self.loaded.pop(model, None)
+
+    async def warm(self, model: str) -> None:
+        """Nobody asks when it was used last."""
+
+    async def states(self) -> dict[str, str]:
+        return self.loaded
+
+    async def uses(self) -> dict[str, Use]:
+        return {model: Use(0, 0.0) for model in self.loaded}
+
+    async def placed(self, model: str) -> int | None:
+        return None
+
+    async def ping(self, wait_s: float) -> bool:
+        return True
+
+    async def close(self) -> None:
+        """There is no connection."""
 
     async def embeddings(self, encoder: str, windows: NDArray[np.float32], deadline: Deadline) -> NDArray[np.float32]:
         return np.zeros((len(windows), 512), np.float32)
@@ -89,10 +118,46 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+Open = Callable[[Settings], Compositor]
+
+
 @pytest.fixture
-def compositor(repository: Path, triton: FakeTriton, pool: ThreadPoolExecutor) -> Compositor:
-    settings = Settings.model_validate({"model_repository": repository, "triton": {"restart_wait_s": 0.5}})
-    return Compositor(settings, triton, Residency(triton), pool)  # type: ignore[arg-type]
+async def opened(triton: FakeTriton, pool: ThreadPoolExecutor, tmp_path: Path) -> AsyncIterator[Open]:
+    """Opens compositors with that Triton, whose fleets are watched while the test lasts."""
+    fleets: list[Fleet] = []
+    watching: list[asyncio.Task[None]] = []
+
+    def make(settings: Settings) -> Compositor:
+        residency = Residency(
+            triton,
+            settings.residency,
+            Catalogue(settings.model_repository).facts,
+            [Device("cpu", None)],
+            Unobserved(),
+            "least_loaded",
+            lock=HostLock(triton.endpoint, tmp_path),
+        )
+        fleets.append(Fleet([Endpoint(triton, residency)], settings))  # type: ignore[arg-type]
+        watching.append(asyncio.create_task(fleets[-1].watch(), name="watch"))
+        return Compositor(settings, fleets[-1], pool)
+
+    yield make
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)
+    for fleet in fleets:
+        await fleet.close()
+
+
+@pytest.fixture
+async def compositor(repository: Path, opened: Open) -> Compositor:
+    return opened(Settings.model_validate({"model_repository": repository, "triton": {"restart_wait_s": 0.5}}))
+
+
+def at_work() -> list[str]:
+    """The pipeline's tasks."""
+    names = [str(getattr(task.get_coro(), "__qualname__", "")) for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith(Compositor.__name__)]
 
 
 async def call(compositor: Compositor, tenant: str = "plain", seconds: float = 30) -> Call:
@@ -153,7 +218,7 @@ async def test_a_consumer_that_leaves_stops_the_work(compositor: Compositor, tri
     await anext(stream)
     await stream.aclose()
     assert triton.held == 0
-    assert len(asyncio.all_tasks()) == 1
+    assert not at_work()
 
 
 async def test_a_model_that_triton_lost_is_loaded_again(compositor: Compositor, triton: FakeTriton) -> None:
@@ -161,6 +226,7 @@ async def test_a_model_that_triton_lost_is_loaded_again(compositor: Compositor, 
 
     async def fail() -> None:
         if failure := next(failures):
+            triton.loaded.clear()
             raise failure
 
     triton.before = fail
@@ -190,18 +256,17 @@ async def test_one_failed_batch_ends_its_call_and_all_its_work(compositor: Compo
     with pytest.raises(TenantBroken):
         [frame async for frame in compositor.generate(await call(compositor), SPEECH, 16_000)]
     await asyncio.sleep(0)
-    assert len(asyncio.all_tasks()) == 1
+    assert not at_work()
     assert triton.held == 0
 
 
 async def test_the_deadline_bounds_the_wait_for_a_load(compositor: Compositor, triton: FakeTriton) -> None:
-    async def never(model: str) -> None:
+    async def never(model: str, gpu: int | None = None) -> None:
         await asyncio.Event().wait()
 
     triton.load = never  # type: ignore[method-assign]
     with pytest.raises(DeadlinePassed):
         await compositor.composite(await call(compositor, seconds=0.05), [0], features(1))
-    await compositor._residency.close()
 
 
 async def test_an_encoder_that_does_not_load_is_told_apart(compositor: Compositor, triton: FakeTriton) -> None:
@@ -229,10 +294,10 @@ async def test_bad_requests_are_refused_before_any_work(
 
 
 async def test_raw_frames_beyond_the_message_limit_are_refused_before_any_work(
-    repository: Path, triton: FakeTriton, pool: ThreadPoolExecutor
+    repository: Path, triton: FakeTriton, opened: Open
 ) -> None:
     settings = Settings.model_validate({"model_repository": repository, "server": {"max_message_mb": 1}})
-    compositor = Compositor(settings, triton, Residency(triton), pool)  # type: ignore[arg-type]
+    compositor = opened(settings)
     tenant = await compositor.open("plain", Stages())
     raw = Call(tenant, Output(raw=True), Stages())
     assert len(await compositor.composite(raw, [0] * 4, features(4))) == 4
@@ -242,12 +307,10 @@ async def test_raw_frames_beyond_the_message_limit_are_refused_before_any_work(
     assert triton.batches == []
 
 
-async def test_a_removed_tenant_is_unloaded(
-    tmp_path: Path, repository: Path, triton: FakeTriton, pool: ThreadPoolExecutor
-) -> None:
+async def test_a_removed_tenant_is_unloaded(tmp_path: Path, repository: Path, triton: FakeTriton, opened: Open) -> None:
     shutil.copytree(repository / "plain", tmp_path / "plain")
     settings = Settings.model_validate({"model_repository": tmp_path})
-    compositor = Compositor(settings, triton, Residency(triton), pool)  # type: ignore[arg-type]
+    compositor = opened(settings)
     await compositor.composite(Call(await compositor.open("plain", Stages()), Output(), Stages()), [0], features(1))
     shutil.rmtree(tmp_path / "plain")
     for _ in range(2):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from compositor.errors import InvalidInput, TenantBroken, TenantNotFound
-from compositor.tenant import MANIFEST
-from compositor.tenants import Tenants
+from compositor.tenant import DESCRIPTORS, MANIFEST
+from compositor.tenants import Tenants, most_open
 from lipsync import architecture
 from lipsync.preparation import Choices, Graph, prepare
 from lipsync.sources import open_source
@@ -116,3 +119,111 @@ def test_a_path_that_cannot_be_looked_at_is_broken(models: Path) -> None:
     (models / "loop").symlink_to("loop")
     with pytest.raises(TenantBroken, match="cannot be read"):
         Tenants(models).get("loop")
+
+
+@pytest.fixture
+def many(models: Path) -> Path:
+    """The tenants t0 to t5, of one size."""
+    for number in range(6):
+        shutil.copytree(models / "anna", models / f"t{number}")
+        manifest = models / f"t{number}" / "1" / MANIFEST
+        manifest.write_text(manifest.read_text().replace('"anna"', f'"t{number}"'))
+    return models
+
+
+@pytest.fixture
+def counted() -> Iterator[None]:
+    """Nothing but the number of references decides when an object ends."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def size_of(models: Path) -> int:
+    return Tenants(models).get("t0")[0].open_bytes
+
+
+def mapped(models: Path) -> set[str]:
+    """The tenants of which this process maps a file."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = {Path(line.split(maxsplit=5)[5]) for line in lines if str(models) in line}
+    return {path.parents[1].name for path in paths}
+
+
+@pytest.mark.usefixtures("counted")
+def test_those_whose_use_is_longest_ago_are_let_go(many: Path) -> None:
+    size = size_of(many)
+    tenants = Tenants(many, most_bytes=3 * size)
+    for name in ("t0", "t1", "t2", "t0", "t3"):
+        tenants.get(name)
+    assert mapped(many) == {"t0", "t2", "t3"}
+    assert (len(tenants), tenants.open_bytes) == (3, 3 * size)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_tenant_that_is_opened_again_is_not_of_new_files(many: Path, original: Path) -> None:
+    """Or Triton would be asked to load it anew each time."""
+    tenants = Tenants(many, most=2)
+    assert [tenants.get(name)[1] for name in ("t0", "t1", "t2", "t0", "t1", "t2")] == [True] * 3 + [False] * 3
+    os.utime(many / "t0" / "1" / MANIFEST, ns=(1, 1))
+    assert tenants.get("t0")[1]
+    assert len(tenants) == 2
+
+
+@pytest.mark.usefixtures("counted")
+def test_what_is_held_is_found_again_and_never_opened_twice(many: Path) -> None:
+    tenants = Tenants(many, most=2)
+    held, _ = tenants.get("t0")
+    for number in range(1, 6):
+        tenants.get(f"t{number}")
+    assert tenants.get("t0") == (held, False)
+    assert tenants.get("t0")[0] is held
+    assert mapped(many) == {"t0", "t5"}, "what is held counts, too"
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_view_keeps_its_file_mapped(many: Path) -> None:
+    tenants = Tenants(many, most=2)
+    view = tenants.get("t0")[0].crop_planes(1)
+    content = view.tobytes()
+    shutil.rmtree(many / "t0")
+    for number in range(1, 6):
+        tenants.get(f"t{number}")
+    assert len(tenants) == 2
+    assert view.tobytes() == content
+    assert mapped(many) > {"t0"}
+    del view
+    assert mapped(many) == {"t4", "t5"}
+
+
+@pytest.mark.usefixtures("counted")
+def test_one_that_is_larger_than_all_may_be_is_opened_all_the_same(many: Path) -> None:
+    tenants = Tenants(many, most_bytes=1)
+    for number in range(6):
+        assert tenants.get(f"t{number}")[0].frames == 2
+        assert len(tenants) == 1
+
+
+@pytest.mark.usefixtures("counted")
+def test_older_files_that_a_session_holds_count(many: Path, original: Path) -> None:
+    tenants = Tenants(many, most=3)
+    old, _ = tenants.get("anna")
+    replace(many, original)
+    new, _ = tenants.get("anna")
+    assert new is not old
+    for number in range(4):
+        tenants.get(f"t{number}")
+    assert len(tenants) == 3, "the old one and the last two"
+
+
+def test_file_descriptors_bound_the_number(many: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    tenants = Tenants(many)
+    tenants.get("t0")
+    assert len(list(Path("/proc/self/fd").iterdir())) - before == DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        assert most_open() == 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -51,6 +51,20 @@ def test_speak_writes_a_video_with_its_sound(stack: Stack, tmp_path: Path) -> No
         )
 
 
+def test_list_and_top_show_what_is_loaded(stack: Stack, tmp_path: Path) -> None:
+    done = lipsync("speak", "plain", SPEECH, "-o", tmp_path / "frames", "--server", stack.service.address)
+    assert done.returncode == 0, done.stderr
+    listed = lipsync("tenant", "list", "-r", stack.repository, "--triton", stack.triton.grpc)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    rows = {row[0]: row[1:3] for row in (re.split(r"  +", line) for line in listed.stdout.splitlines())}
+    assert rows.keys() == {"tenant", "avatar", "plain", "sent"}
+    assert rows["plain"] == ["ready", "cpu"]
+    seen = lipsync("top", "--once", "--server", stack.service.http_address)
+    assert (seen.returncode, seen.stderr) == (0, "")
+    assert seen.stdout.startswith(f"Triton {stack.triton.grpc}: up, 0 under way\n")
+    assert re.search(rf"^plain +{stack.triton.grpc} +ready +cpu ", seen.stdout, re.MULTILINE)
+
+
 def test_speak_writes_a_folder_of_frames(stack: Stack, tmp_path: Path) -> None:
     done = lipsync("speak", "plain", SPEECH, "-o", tmp_path / "frames", "--server", stack.service.address)
     assert done.returncode == 0, done.stderr

@@ -190,6 +190,30 @@ def test_metrics_and_stats(http: httpx.Client) -> None:
     assert http.get("/stats").json()["sessions"] == []
 
 
+def test_stats_and_metrics_tell_of_triton_and_its_models(http: httpx.Client, stack: Stack) -> None:
+    assert http.post("/v1/tenants/plain/speak", content=HELLO.read_bytes()).status_code == 200
+
+    def plain() -> dict[str, Any]:
+        return next((model for model in http.get("/stats").json()["models"] if model["name"] == "plain"), {})
+
+    until(lambda: plain().get("uses", 0) > 0)
+    model = plain()
+    assert (model["endpoint"], model["state"], model["device"]) == (stack.triton.grpc, "ready", "cpu")
+    assert model["bytes"] > 10_000_000
+    assert model["last_use_s"] > 1e9
+    until(lambda: http.get("/stats").json()["endpoints"][0]["devices"] != [])
+    (endpoint,) = http.get("/stats").json()["endpoints"]
+    assert (endpoint["endpoint"], endpoint["up"]) == (stack.triton.grpc, True)
+    assert endpoint["counts"]["hits"] > 0
+    (device,) = endpoint["devices"]
+    assert device["models"] >= 1
+    assert device["most_models"] == 40
+    assert device["bytes"] > 10_000_000
+    exposed = http.get("/metrics").text
+    assert f'lipsync_triton_up{{triton="{stack.triton.grpc}"}} 1.0' in exposed
+    assert f'lipsync_models_limit{{device="cpu",triton="{stack.triton.grpc}"}} 40.0' in exposed
+
+
 def parts(response: httpx.Response) -> list[tuple[dict[str, str], bytes]]:
     """Headers and body of each part of a multipart answer."""
     boundary = response.headers["Content-Type"].partition("boundary=")[2].encode()

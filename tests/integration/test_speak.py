@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from compositor.pcm import read_wav
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from compositor.tenant import Tenant
-from lipsync.app import app
+from lipsync.app import build
 from lipsync.sentences import NUMBERS
 
 from ..conftest import ServiceThread, Stack
@@ -496,7 +497,7 @@ def test_a_client_that_vanishes_leaves_nothing(stub: pb_grpc.LipsyncStub, stack:
 
 def test_the_command_records_what_a_viewer_sees_and_hears(stack: Stack, tmp_path: Path) -> None:
     arguments = ["talk", "avatar", str(SPEECH), "-o", f"{tmp_path}/", "--server", stack.service.address]
-    done = CliRunner().invoke(app, [*arguments, "--burst"])
+    done = CliRunner().invoke(build(), [*arguments, "--burst"])
     assert done.exit_code == 0, done.output
     sound, rate = read_wav((tmp_path / "speech.wav").read_bytes())
     pictures = [jpeg.decode(path.read_bytes()).astype(int) for path in sorted(tmp_path.glob("frame_*.jpg"))]
@@ -511,6 +512,34 @@ def test_the_command_records_what_a_viewer_sees_and_hears(stack: Stack, tmp_path
     change = [np.abs(picture - rest).mean() for picture, rest in zip(pictures, idle, strict=True)]
     assert max(change[: begin * 25 // rate]) == max(change[-3:]) == 0
     assert max(change) > 0.1
+
+
+def test_a_silent_session_keeps_its_models_in_use(stack: Stack) -> None:
+    """By Triton's own statistics, so that no other compositor takes them for unused."""
+    told = stack.service.settings
+    residency = told.residency.model_copy(update={"min_resident_s": 3})
+    service = ServiceThread(told.model_copy(update={"residency": residency}))
+    service.start()
+    try:
+        with (
+            grpc.insecure_channel(service.address) as channel,
+            triton.InferenceServerClient(stack.triton.grpc) as client,
+        ):
+            talking = Talk(pb_grpc.LipsyncStub(channel))  # type: ignore[no-untyped-call]
+            talking.start()
+
+            def uses() -> list[int]:
+                counts = {it.name: it.inference_count for it in client.get_inference_statistics().model_stats}
+                return [counts.get(model, 0) for model in ("plain", "audio_encoder")]
+
+            talking.frames(2)
+            before = uses()
+            while not all(now >= then + 3 for now, then in zip(uses(), before, strict=True)):
+                assert not any(frame.speaking for frame in talking.frames(10))
+            talking.close()
+            talking.call.cancel()
+    finally:
+        service.stop()
 
 
 def test_the_service_stops_although_sessions_are_live(stack: Stack) -> None:

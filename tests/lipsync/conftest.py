@@ -149,8 +149,9 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are not probed in a child process: for tests of what comes after the check."""
+    """Models are not probed and measured in child processes: for tests of what comes after the check."""
     monkeypatch.setattr(repository, "probe", believe)
+    monkeypatch.setattr(repository, "backend_bytes", lambda *arguments: 1 << 20)
 
 
 def believe(path: Path, batch: int, **options: object) -> ProbeResult:

@@ -292,11 +292,14 @@ def test_bad_parameters_are_named(backend: Any, tmp_path: Path, values: dict[str
 
 
 def test_ignored_parameters_are_warned_of(backend: Any, tmp_path: Path, warnings: list[str]) -> None:
-    values = parameters(session__intra_op__allow_spinning="0", intra_op_thread_count="1")
+    values = parameters(
+        session__intra_op__allow_spinning="0", intra_op_thread_count="1", lipsync_memory_bytes="836000000"
+    )
     start(backend, tmp_path, model_config(parameters=values))
     assert len(warnings) == 1
     assert "session.intra_op.allow_spinning" in warnings[0]
     assert "intra_op_thread_count" not in warnings[0]
+    assert "lipsync" not in warnings[0], "a note for the compositor"
 
 
 def test_cpu_instance_runs_on_the_cpu_even_where_cuda_is_there(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

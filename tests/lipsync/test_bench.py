@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from compositor.blending import set_prediction
 from compositor.errors import InvalidInput, LipsyncError
 from lipsync import architecture
-from lipsync.app import app
+from lipsync.app import build
 from lipsync.bench import machine, parts, subjects, wire
 from lipsync.bench.clocks import Clock, Contestant, Cost, Rounds, take_turns
 from lipsync.bench.figures import PartReport, Spread
@@ -188,7 +188,7 @@ def test_parts_run_in_folders_of_their_own_that_are_gone_afterwards() -> None:
 
 def test_part_names_are_commands_of_their_own() -> None:
     names = [part.name for part in parts.PARTS]
-    shown = CliRunner().invoke(app, ["bench", "--help"]).output
+    shown = CliRunner().invoke(build(), ["bench", "--help"]).output
     assert len(set(names)) == len(names)
     assert all(f" {name} " in shown for name in ["all", *names])
 
@@ -221,7 +221,7 @@ def test_the_wire_part_measures_against_triton(triton_home: Path, tmp_path: Path
 
 def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lipsync.commands.bench.install", lambda *_: None)
-    done = CliRunner().invoke(app, ["bench", "compositing", "--quick", "-o", str(tmp_path)])
+    done = CliRunner().invoke(build(), ["bench", "compositing", "--quick", "-o", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "CPU plain / ours" in done.output
     found = json.loads((tmp_path / "compositing.json").read_text())
@@ -235,7 +235,7 @@ def test_a_failed_part_is_the_commands_exit_status(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("lipsync.commands.bench.install", lambda *_: None)
     monkeypatch.setattr("lipsync.commands.bench.PARTS", [Part("some", "Some", fail)])
-    done = CliRunner().invoke(app, ["bench", "all", "-o", str(tmp_path), "--publish", str(tmp_path / "docs")])
+    done = CliRunner().invoke(build(), ["bench", "all", "-o", str(tmp_path), "--publish", str(tmp_path / "docs")])
     assert done.exit_code == 1
     assert "Failed: no good; mend it" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "docs" / "benchmarks.json").is_file()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from lipsync.app import app
+from lipsync.app import build
 from lipsync.bench import load
 from lipsync.bench.figures import PartReport
 from lipsync.bench.load import Demand, figures_of, notes_of
@@ -187,14 +187,14 @@ def test_the_command_takes_times_as_locust_does(
 
     monkeypatch.setattr(load, "part", part)
     options = ["--host", "127.0.0.1:1", "--time", text, "--tenants", "a, b", "-u", "7", "-o", str(tmp_path)]
-    done = CliRunner().invoke(app, ["bench", "load", *options])
+    done = CliRunner().invoke(build(), ["bench", "load", *options])
     assert done.exit_code == 0, done.output
     assert demands == [Demand(users=7, seconds=seconds, tenants=["a", "b"])]
 
 
 @pytest.mark.parametrize("text", ["", "0", "3x", "1m2h", "-5", "1.5s"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    done = CliRunner().invoke(app, ["bench", "load", "--host", "127.0.0.1:1", "--time", text])
+    done = CliRunner().invoke(build(), ["bench", "load", "--host", "127.0.0.1:1", "--time", text])
     assert done.exit_code == 2
     assert "--time" in done.output
 

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from lipsync.bench.process_memory import ROLLUP, available_bytes, gpu_bytes, mapping_bytes, process_bytes, rollup_bytes
+from lipsync.bench.process_memory import (
+    ROLLUP,
+    available_bytes,
+    folder_bytes,
+    gpu_bytes,
+    mapping_bytes,
+    process_bytes,
+    rollup_bytes,
+)
 
 MEGABYTE = 1_000_000
 SIZE = 16 * mmap.PAGESIZE
@@ -82,6 +90,15 @@ def test_a_mapped_file_is_not_copied_until_it_is_written_to(child: subprocess.Po
     assert mapping_bytes(child.pid, mapped) == {"resident": SIZE, "copied": 0}
     advance(child)
     assert mapping_bytes(child.pid, mapped) == {"resident": SIZE, "copied": mmap.PAGESIZE}
+
+
+def test_what_is_mapped_below_a_folder(child: subprocess.Popen[str], mapped: Path) -> None:
+    reached(child)
+    assert folder_bytes(child.pid, mapped.parent) == 0
+    advance(child)
+    advance(child)
+    assert folder_bytes(child.pid, mapped.parent) == SIZE
+    assert folder_bytes(child.pid, mapped.parent / "a") == 0
 
 
 def test_the_kernels_sums_grow_by_what_is_taken(child: subprocess.Popen[str]) -> None:

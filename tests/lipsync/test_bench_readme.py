@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compositor.errors import InvalidInput
-from lipsync.app import app
+from lipsync.app import build
 from lipsync.bench.figures import PartReport, Report, Spread, Target
 from lipsync.bench.part import Part, Run
 from lipsync.bench.readme import BEGIN, END, rewrite, rewritten, section
@@ -85,11 +85,11 @@ def test_publishing_writes_the_readme_and_the_command_writes_it_again(
     monkeypatch.setattr("lipsync.commands.bench.PARTS", [Part("some", "Some part", find)])
     readme, docs = tmp_path / "README.md", tmp_path / "docs"
     readme.write_text(TEMPLATE)
-    done = CliRunner().invoke(app, ["bench", "all", "-o", str(tmp_path / "out"), "--publish", str(docs)])
+    done = CliRunner().invoke(build(), ["bench", "all", "-o", str(tmp_path / "out"), "--publish", str(docs)])
     assert done.exit_code == 0, done.output
     published = readme.read_text()
     assert published == rewritten(TEMPLATE, json.loads((docs / "benchmarks.json").read_text()))
     readme.write_text(TEMPLATE)
-    again = CliRunner().invoke(app, ["bench", "readme", str(readme), "--report", str(docs / "benchmarks.json")])
+    again = CliRunner().invoke(build(), ["bench", "readme", str(readme), "--report", str(docs / "benchmarks.json")])
     assert again.exit_code == 0, again.output
     assert readme.read_text() == published

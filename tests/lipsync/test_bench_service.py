@@ -38,6 +38,14 @@ def test_it_answers_on_its_cores_and_is_gone_afterwards(tmp_path: Path) -> None:
         running.cpu_s()
 
 
+def test_without_triton_it_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with service.running(tmp_path, NOBODY, tmp_path) as running:
+        monkeypatch.setattr(service, "START_TIMEOUT_S", 0.3)
+        with pytest.raises(LipsyncError, match=f"the compositor at {running.address} was not ready within"):
+            service.wait_until_ready(running.address)
+        assert "listening on" in running.log.read_text()
+
+
 def test_it_is_gone_after_a_failure_in_the_block(tmp_path: Path) -> None:
     with contextlib.suppress(KeyError), service.running(tmp_path, NOBODY, tmp_path) as running:
         raise KeyError
@@ -88,6 +96,7 @@ def test_it_makes_frames_with_triton(repository: Path, triton_home: Path, tmp_pa
             features = bytes(2 * 32 * 16 * 16 * 4)
             request = pb.CompositeRequest(tenant="plain", numbers=pb.FrameNumbers(numbers=[0, 1]), features=features)
             assert [frame.number for frame in stub.Composite(request, timeout=60).frames] == [0, 1]
+        service.wait_until_ready(running.address)
         pids = service.triton_pids(triton)
         assert triton.pid in pids
         service.pin(pids, os.sched_getaffinity(0))

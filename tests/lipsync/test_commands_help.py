@@ -9,7 +9,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from lipsync.app import app
+from lipsync.app import build
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -18,7 +18,7 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
         yield from commands(child, (*path, name))
 
 
-EVERY = list(commands(typer.main.get_command(app)))
+EVERY = list(commands(typer.main.get_command(build())))
 
 
 def squeezed(text: str) -> str:
@@ -28,7 +28,7 @@ def squeezed(text: str) -> str:
 
 @pytest.mark.parametrize(("path", "command"), EVERY, ids=[" ".join(path) or "lipsync" for path, _ in EVERY])
 def test_help_is_shown_as_written(path: tuple[str, ...], command: Any) -> None:
-    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+    shown = CliRunner().invoke(build(), [*path, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
     assert shown.exit_code == 0, shown.output
     texts = [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]
     for text in filter(None, texts):
@@ -37,5 +37,5 @@ def test_help_is_shown_as_written(path: tuple[str, ...], command: Any) -> None:
 
 
 def test_the_encoder_s_shapes_are_in_its_help() -> None:
-    shown = CliRunner().invoke(app, ["encoder", "add", "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+    shown = CliRunner().invoke(build(), ["encoder", "add", "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
     assert "mel [n,1,80,16] -> [n,512]" in shown.output

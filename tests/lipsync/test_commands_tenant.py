@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,9 @@ import pytest
 from compositor.errors import InvalidInput
 from compositor.tenant import MANIFEST, Tenant, tenant_names
 from lipsync import app, repository
-from lipsync.commands import console
+from lipsync.commands import console, tenant
 from lipsync.sources import open_source
+from lipsync.tenant_list import Copy, Entry
 
 from .conftest import add, install_encoder, negative, tree, write_source
 
@@ -30,6 +33,14 @@ class Done:
 
 
 Lipsync = Callable[..., Done]
+NOWHERE = "127.0.0.1:1"
+SILENT = f"Triton at {NOWHERE} does not answer: what it has loaded is not known"
+
+
+@pytest.fixture(autouse=True)
+def _no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings' Triton is one that is not there, whatever runs on this machine."""
+    monkeypatch.setenv("LIPSYNC_TRITON__ENDPOINTS", NOWHERE)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +64,8 @@ def source(original: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lipsync(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lipsync:
-    """The command in this process: its exit status and what it wrote."""
+    """The command in this process: its exit status and what it wrote, however slow the machine is."""
+    monkeypatch.setattr(console, "SAY_EVERY_S", 1e9)
 
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["lipsync", *map(str, arguments)])
@@ -81,18 +93,22 @@ def test_add_show_verify_list_remove(models: Path, source: Path, lipsync: Lipsyn
 
     listed = lipsync("tenant", "list", "-r", models)
     assert listed.status == 0
-    heading, *rows = listed.out.splitlines()
-    assert heading.split() == ["tenant", "frames", "size", "fps", "encoder", "added"]
-    assert [row.split()[:5] for row in rows] == [
-        ["anna", "8", "320x240", "25", "audio_encoder"],
-        ["berta", "8", "320x240", "30", "audio_encoder"],
+    heading, *rows = (re.split(r"  +", line) for line in listed.out.splitlines())
+    assert heading == ["tenant", "state", "device", "last use", "uses", "memory", *heading[6:]]
+    assert heading[6:] == ["frames", "size", "fps", "encoder", "added"]
+    assert [(row[:5], row[6:10]) for row in rows] == [
+        (["anna", "?", "-", "-", "-"], ["8", "320x240", "25", "audio_encoder"]),
+        (["berta", "?", "-", "-", "-"], ["8", "320x240", "30", "audio_encoder"]),
     ]
+    assert all(re.fullmatch(r"\d\d\.\d MB", row[5]) for row in rows)
+    assert listed.err == f"{SILENT}\n"
 
     shown = lipsync("tenant", "show", "berta", "-r", models)
     values = dict(re.split(r"  +", line, maxsplit=1) for line in shown.out.splitlines())
     expected = {"tenant": "berta", "frames": "8", "quality": "60", "blend": "hard", "idle": "rendered", "fps": "30"}
     assert values.items() >= {**expected, "subsampling": "4:2:0", "crops": "resident", "max batch size": "4"}.items()
     assert re.fullmatch(r"\d\.\d MB", values["disk"])
+    assert all(re.fullmatch(r"\d\d\.\d MB", values[label]) for label in ("memory", "memory of the raw model"))
     assert {"file crops.bin", "file model.onnx"} <= values.keys()
 
     assert lipsync("tenant", "verify", "berta", "-r", models) == Done(0, "tenant berta is sound\n", "")
@@ -122,10 +138,9 @@ def test_lists_are_not_folded_however_long_the_names(models: Path, lipsync: Lips
     shutil.copytree(models / "anna", models / name)
     manifest = models / name / "1" / MANIFEST
     manifest.write_text(manifest.read_text().replace('"anna"', f'"{name}"').replace("audio_encoder", "e" * 64))
-    lines = lipsync("tenant", "list", "-r", models).out.splitlines()
-    assert len(lines) == 3
-    assert lines[1].split()[0] == name
-    assert lines[1].split()[4] == "e" * 64
+    rows = [re.split(r"  +", line) for line in lipsync("tenant", "list", "-r", models).out.splitlines()]
+    assert len(rows) == 3
+    assert (rows[1][0], rows[1][9]) == (name, "e" * 64)
 
 
 def test_an_empty_repository_is_said_to_be_one(tmp_path: Path, lipsync: Lipsync) -> None:
@@ -139,10 +154,49 @@ def test_damaged_tenants_are_listed_with_what_is_wrong(models: Path, lipsync: Li
     (models / "anna" / "1" / MANIFEST).write_text("garbage")
     done = lipsync("tenant", "list", "-r", models)
     assert done.status == 0
-    assert re.search(r"^anna +damaged +tenant 'anna' is damaged: manifest\.json: Invalid JSON", done.out, re.MULTILINE)
+    assert re.search(
+        r"^anna .* damaged +- +- +- +tenant 'anna' is damaged: manifest\.json: Invalid JSON", done.out, re.MULTILINE
+    )
     refused(lipsync("tenant", "show", "anna", "-r", models), "remove it and add it again")
     assert lipsync("tenant", "remove", "anna", "-r", models).status == 0
     assert tenant_names(models) == []
+
+
+def test_lists_are_json_for_programs(models: Path, lipsync: Lipsync) -> None:
+    listed = lipsync("tenant", "list", "-r", models, "--json", "--triton", "127.0.0.1:2")
+    assert (listed.status, listed.err) == (0, f"{SILENT}\n".replace(NOWHERE, "127.0.0.1:2"))
+    (anna,) = json.loads(listed.out)
+    expected: dict[str, object] = {
+        "tenant": "anna",
+        "state": None,
+        "frames": 8,
+        "width": 320,
+        "fps": 25,
+        "fault": "",
+        "copies": [],
+    }
+    assert anna.items() >= expected.items()
+    assert anna["memory_bytes"] > 1e7
+
+
+def test_lists_show_what_is_loaded(models: Path, lipsync: Lipsync, monkeypatch: pytest.MonkeyPatch) -> None:
+    def entries(repository: Path, tritons: Sequence[str]) -> tuple[list[Entry], list[str]]:
+        assert (repository, tritons) == (models, ("a:1", "b:1"))
+        loaded = [Copy("a:1", "unloading", "gpu0", 7, 0.0), Copy("b:1", "ready", "gpu1", 35, time.time() - 600)]
+        return [Entry("anna", copies=loaded), Entry("berta", copies=loaded[:1]), Entry("carla")], []
+
+    monkeypatch.setattr(tenant, "list_tenants", entries)
+    listed = lipsync("tenant", "list", "-r", models, "--triton", "a:1, b:1")
+    assert (listed.status, listed.err) == (0, "")
+    assert [re.split(r"  +", line)[:6] for line in listed.out.splitlines()[1:]] == [
+        ["anna", "ready", "a:1/gpu0,b:1/gpu1", "10 min", "42", "-"],
+        ["berta", "unloading", "gpu0", "-", "7", "-"],
+        ["carla", "absent", "-", "-", "-", "-"],
+    ]
+
+
+def test_a_bad_address_is_refused(models: Path, lipsync: Lipsync) -> None:
+    refused(lipsync("tenant", "list", "-r", models, "--triton", "nowhere"), "triton.endpoints.0: String should match")
 
 
 def test_verify_names_the_damaged_file(models: Path, lipsync: Lipsync) -> None:
@@ -241,7 +295,8 @@ def test_slow_stages_are_told_where_nobody_watches(
     done = lipsync("tenant", "add", "berta", source, "-r", models)
     assert done.status == 0
     frames = [f"frames {number}/8" for number in range(1, 9)]
-    assert done.err.splitlines() == ["check 0/1", "check 1/1", *frames, "model 0/1", "model 1/1"]
+    memory = [f"memory {number}/2" for number in range(3)]
+    assert done.err.splitlines() == ["check 0/1", "check 1/1", *frames, "model 0/1", "model 1/1", *memory]
 
 
 def test_several_faults_are_several_lines(models: Path, lipsync: Lipsync, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +325,7 @@ def test_as_a_process_it_keeps_streams_and_status_apart(models: Path, source: Pa
     assert bad.stderr.startswith("error: 'x[y]' is no tenant name: ")
     assert bad.stderr.count("\n") == 1
     good = subprocess.run(process("tenant", "list", "-r", models), capture_output=True, text=True, check=False)
-    assert (good.returncode, good.stderr) == (0, "")
+    assert (good.returncode, good.stderr) == (0, f"{SILENT}\n")
     assert good.stdout.splitlines()[1].startswith("anna  ")
 
 

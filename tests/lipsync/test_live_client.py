@@ -21,7 +21,7 @@ from compositor.errors import LipsyncError
 from compositor.pcm import read_wav
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
-from lipsync.app import app
+from lipsync.app import build
 from lipsync.client import ServiceFailed
 from lipsync.live_client import Account, Recording, pcm16
 from lipsync.sentences import HELLO
@@ -139,7 +139,7 @@ def service() -> Iterator[tuple[str, Service]]:
 
 
 def talk(address: str, output: Path | str, *options: str, tenant: str = "good") -> Result:
-    return CliRunner().invoke(app, ["talk", tenant, str(SPEECH), "-o", str(output), "--server", address, *options])
+    return CliRunner().invoke(build(), ["talk", tenant, str(SPEECH), "-o", str(output), "--server", address, *options])
 
 
 def test_all_of_the_speech_is_sent_and_every_frame_acknowledged(service: tuple[str, Service], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
+from compositor.catalogue import Catalogue
 from compositor.errors import InvalidInput, TenantNotFound
 from compositor.tenant import Tenant, tenant_names
 from lipsync import architecture, repository
@@ -40,6 +41,7 @@ from lipsync.sources import open_source
 from compositor.errors import InvalidInput
 from tests.lipsync.conftest import add, believe, install_encoder, silent, tree
 repository.probe = believe
+repository.backend_bytes = lambda *arguments: 1 << 20
 source = open_source(Path(sys.argv[1]))
 """
 
@@ -72,7 +74,7 @@ def test_a_tenant_is_added_whole(models: Path, source: Source) -> None:
     manifest = add_tenant(
         models, "anna", source, Choices(), Serving("cpu", 3), lambda stage, done, total: stages.append(stage)
     )
-    assert list(dict.fromkeys(stages)) == ["check", "frames", "model"]
+    assert list(dict.fromkeys(stages)) == ["check", "frames", "model", "memory"]
     assert sorted(path.name for path in models.iterdir()) == ["anna", "anna.raw", "audio_encoder"]
     assert tenant_names(models) == ["anna"]
     tenant = Tenant(models, "anna")
@@ -84,6 +86,7 @@ def test_a_tenant_is_added_whole(models: Path, source: Source) -> None:
         assert config.max_batch_size == 4
         assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
         assert config.parameters["intra_op_thread_count"].string_value == "3"
+        assert int(config.parameters["lipsync_memory_bytes"].string_value) == Catalogue(models).facts(name).bytes > 1e7
 
 
 def test_the_raw_model_is_the_uploaded_one(models: Path, source: Source) -> None:
@@ -245,7 +248,7 @@ def test_a_model_that_changes_after_its_check_is_refused(
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("stage", ["check", "frames", "model"])
+@pytest.mark.parametrize("stage", ["check", "frames", "model", "memory"])
 def test_an_interruption_leaves_nothing(models: Path, source: Source, stage: str) -> None:
     before = tree(models)
 

@@ -14,9 +14,10 @@ from training.visemes import Shapes
 
 torch = pytest.importorskip("torch", reason="the training extra is not installed")
 
-from training.avatar_model import MOUTH_AREA, MOUTH_PART, AvatarOptions, listen, picture_loss, train_avatar  # noqa: E402
+from training.avatar_model import MOUTH_AREA, MOUTH_PART, AvatarOptions, listen, picture_loss, plan, train_avatar  # noqa: E402
 from training.encoder_data import make_clip  # noqa: E402
 from training.networks import AudioBranch, AudioEncoder  # noqa: E402
+from training.packed import WHOLE  # noqa: E402
 from training.pictures import (  # noqa: E402
     Moments,
     audio_features,
@@ -166,12 +167,20 @@ def test_listening_tells_shapes_apart() -> None:
     assert losses[-1] < 0.5 * float(shapes.var())
 
 
+def test_both_rounds_end_with_whole_pictures() -> None:
+    options = AvatarOptions(steps=100, again=40, whole=10, learning_rate=1.0)
+    parts, rates = zip(*(plan(step, options) for step in range(1, 141)), strict=True)
+    assert [part == WHOLE for part in parts] == [False] * 90 + [True] * 10 + [False] * 30 + [True] * 10
+    assert (max(rates[:100]), max(rates[100:])) == (1.0, 0.5)
+    assert rates[99] == rates[139] == 0
+
+
 def test_training_moves_the_picture_and_goes_on(
     avatar: Avatar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.avatar_model._SAVE_EVERY", 1)
     drawn = draw_pictures(avatar, moments([0.8, 0.8], [0, 1]), tmp_path / "pictures")
-    options = AvatarOptions(width=0.125, listening=1, steps=3, whole=1, pictures=1)
+    options = AvatarOptions(width=0.125, listening=1, steps=2, again=1, whole=1, pictures=1)
     steps, losses = list[tuple[str, int]](), list[float]()
 
     class Stop(Exception):

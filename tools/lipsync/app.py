@@ -3,37 +3,62 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Mapping
+from importlib import import_module
 
 import typer
 from rich.text import Text
 
 from compositor.errors import LipsyncError
 
-from .commands import bench, demo, models, serving, speaking, talking, tenant
 from .commands.console import err
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Talking avatars for many tenants from one Triton.",
-)
-app.add_typer(tenant.app, name="tenant")
-app.add_typer(models.encoder_app, name="encoder")
-app.add_typer(models.model_app, name="model")
-app.add_typer(bench.app, name="bench")
-app.command()(serving.up)
-app.command()(serving.serve)
-app.command()(serving.triton)
-app.command()(speaking.speak)
-app.command()(talking.talk)
-app.command()(demo.demo)
+COMMANDS: Mapping[str, str] = {
+    "tenant": "tenant:app",
+    "encoder": "models:encoder_app",
+    "model": "models:model_app",
+    "bench": "bench:app",
+    "up": "serving:up",
+    "serve": "serving:serve",
+    "triton": "serving:triton",
+    "speak": "speaking:speak",
+    "talk": "talking:talk",
+    "top": "watching:top",
+    "demo": "demo:demo",
+    "doctor": "doctor:doctor",
+}
+"""Where each command is, in `commands`: an app of subcommands, or a function."""
+
+
+def build(names: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The command with these subcommands; the modules of the others, some of which take a while, are not imported."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Talking avatars for many tenants from one Triton.",
+    )
+    app.callback()(_keep_names)
+    for name in names:
+        module, attribute = COMMANDS[name].split(":")
+        found = getattr(import_module(f".commands.{module}", __package__), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
+
+
+def _keep_names() -> None:
+    # Without a callback, an app of one command would do without that command's name.
+    pass
 
 
 def main() -> None:
     """Exit status: 0 done, 1 refused or failed (one line on stderr), 2 wrong usage, 130 interrupted."""
+    wanted = [name for name in sys.argv[1:2] if name in COMMANDS]
     try:
-        app()
+        build(wanted or COMMANDS)()
     except LipsyncError as error:
         _complain(error.message)
     except OSError as error:

@@ -7,17 +7,13 @@ but the child's report, and reads the file itself only once it is known to be th
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,6 +34,7 @@ from lipsync.model_interface import (
     one_line,
 )
 from lipsync.model_rules import make_dynamic
+from lipsync.probe_child import run_child
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +42,6 @@ _log = logging.getLogger(__name__)
 DEFAULT_MEMORY_LIMIT_BYTES = 8 << 30
 DEFAULT_TIMEOUT_S = 120.0
 _NO_NAMES: Mapping[str, str] = {}
-# What the child needs of the environment: not the secrets of the process that started it.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONHOME")
 
 
 @dataclass(frozen=True)
@@ -193,15 +188,13 @@ def _ask(
         "memory_limit_bytes": memory_limit_bytes,
         "timeout_s": timeout_s,
     }
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages:
-        code = _run_child(json.dumps(request), output, messages, timeout_s)
-        written, said = _content(output), _content(messages).decode("utf-8", "replace")
-    if said:
-        _log.debug("the check of %s said: %s", path, one_line(said))
-    if code != 0:
-        raise interface.refusal(os.fspath(path), *_reason(code, timeout_s, said))
+    ended = run_child("lipsync.model_probe", request, timeout_s)
+    if ended.said:
+        _log.debug("the check of %s said: %s", path, one_line(ended.said))
+    if ended.code != 0:
+        raise interface.refusal(os.fspath(path), *_reason(ended.code, timeout_s, ended.said))
     try:
-        report = _Report.model_validate_json(written)
+        report = _Report.model_validate_json(ended.written)
     except ValidationError:
         raise _nonsense(interface, path) from None
     if report.refused is not None:
@@ -209,37 +202,6 @@ def _ask(
     if report.model is None or len(report.model.inputs) != len(interface.inputs):
         raise _nonsense(interface, path)
     return report
-
-
-def _run_child(request: str, output: IO[bytes], messages: IO[bytes], timeout_s: float) -> int | None:
-    """Runs the child in a session of its own; its exit code, or None where it was killed for taking too long."""
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
-    environment["OPENBLAS_NUM_THREADS"] = "1"
-    command = [sys.executable, "-B", "-m", "lipsync.model_probe", request]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=messages,
-        env=environment,
-        cwd="/",
-        start_new_session=True,
-    )
-    try:
-        return process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.returncode is None:
-            # Not yet reaped, so the group is still this child's.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _content(file: IO[bytes], limit_bytes: int = 1 << 20) -> bytes:
-    file.seek(0)
-    return file.read(limit_bytes)
 
 
 def _reason(code: int | None, timeout_s: float, said: str) -> tuple[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from compositor.catalogue import MEMORY_PARAMETER
 from compositor.features import ENCODER_BATCH
 
-from .fusing import CropsMode
+if TYPE_CHECKING:
+    from .fusing import CropsMode
 
 Kind = Literal["auto", "cpu", "gpu"]
 
@@ -22,10 +24,22 @@ batch and save no time. The arena stays, as large as the largest batch made it: 
 run, a frame takes half as much CPU time again, for the kernel clears the same pages for each run."""
 
 
+def session_parameters(threads: int, memory: Mapping[str, str] = MEMORY) -> dict[str, str]:
+    """What config.pbtxt says of a model's ONNX Runtime session."""
+    return {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1", **memory}
+
+
 def tenant_config(
-    name: str, mode: CropsMode, max_batch_size: int, kind: Kind, threads: int, memory: Mapping[str, str] = MEMORY
+    name: str,
+    mode: CropsMode,
+    max_batch_size: int,
+    kind: Kind,
+    threads: int,
+    memory: Mapping[str, str] = MEMORY,
+    measured_bytes: int = 0,
 ) -> str:
-    """Of a fused tenant. memory: parameters about memory, in place of the usual ones."""
+    """Of a fused tenant. memory: parameters about memory, in place of the usual ones. measured_bytes: what its process
+    takes, where that was measured; so for the others."""
     subject = ("frame_index", "INT32", [1]) if mode == "resident" else ("crop", "UINT8", [3, 328, 328])
     return _config(
         name,
@@ -33,12 +47,12 @@ def tenant_config(
         inputs=[subject, ("audio", "FP32", [32, 16, 16])],
         outputs=[("mouth", "UINT8", [3, 328, 328]), ("finite", "BOOL", [1])],
         kind=kind,
-        threads=threads,
-        memory=memory,
+        parameters=session_parameters(threads, memory),
+        measured_bytes=measured_bytes,
     )
 
 
-def raw_config(name: str, max_batch_size: int, kind: Kind, threads: int) -> str:
+def raw_config(name: str, max_batch_size: int, kind: Kind, threads: int, measured_bytes: int = 0) -> str:
     """Of an uploaded graph, served as it is."""
     return _config(
         name,
@@ -46,11 +60,12 @@ def raw_config(name: str, max_batch_size: int, kind: Kind, threads: int) -> str:
         inputs=[("visual", "FP32", [6, 320, 320]), ("audio", "FP32", [32, 16, 16])],
         outputs=[("output", "FP32", [3, 320, 320])],
         kind=kind,
-        threads=threads,
+        parameters=session_parameters(threads),
+        measured_bytes=measured_bytes,
     )
 
 
-def encoder_config(name: str, kind: Kind = "auto", threads: int = 1) -> str:
+def encoder_config(name: str, kind: Kind = "auto", threads: int = 1, measured_bytes: int = 0) -> str:
     """Of an audio encoder."""
     return _config(
         name,
@@ -58,7 +73,8 @@ def encoder_config(name: str, kind: Kind = "auto", threads: int = 1) -> str:
         inputs=[("mel_spectrogram", "FP32", [1, 80, 16])],
         outputs=[("audio_features", "FP32", [512])],
         kind=kind,
-        threads=threads,
+        parameters=session_parameters(threads),
+        measured_bytes=measured_bytes,
     )
 
 
@@ -68,8 +84,8 @@ def _config(
     inputs: list[tuple[str, str, list[int]]],
     outputs: list[tuple[str, str, list[int]]],
     kind: Kind,
-    threads: int,
-    memory: Mapping[str, str] = MEMORY,
+    parameters: Mapping[str, str],
+    measured_bytes: int,
 ) -> str:
     def tensors(field: str, values: list[tuple[str, str, list[int]]]) -> str:
         lines = [
@@ -77,7 +93,8 @@ def _config(
         ]
         return f"{field} [\n" + ",\n".join(lines) + "\n]\n"
 
-    parameters = {"intra_op_thread_count": threads, "inter_op_thread_count": 1, **memory}
+    if measured_bytes:
+        parameters = {**parameters, MEMORY_PARAMETER: str(measured_bytes)}
     return (
         f'# Made by `lipsync`; changes are lost when the model is installed again.\nname: "{name}"\n'
         f'backend: "onnxruntime"\ndefault_model_filename: "model.onnx"\nmax_batch_size: {max_batch_size}\n'

@@ -13,6 +13,7 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +34,18 @@ _DYNAMIC_AXES = "export with dynamic_axes naming axis 0 of every input and outpu
 
 
 def main() -> None:
-    """Answers the request in argv[1]. Standard output is given to the report alone: what native code prints goes to
-    standard error."""
+    """Answers the request in argv[1]."""
+    serve(answer)
+
+
+def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answers the request in argv[1] by `work`, under the limits that it names. Standard output is given to the report
+    alone: what native code prints goes to standard error."""
     report_fd = os.dup(1)
     os.dup2(2, 1)
     request = json.loads(sys.argv[1])
     _limit_self(request["memory_limit_bytes"], request["timeout_s"], request["threads"])
-    report = answer(request)
+    report = work(request)
     with os.fdopen(report_fd, "w", encoding="ascii") as pipe:
         json.dump(report, pipe)
 

@@ -10,14 +10,17 @@ from pathlib import Path
 import onnx
 
 from compositor import tenant as files
+from compositor.catalogue import CONFIG
 from compositor.errors import InvalidInput, TenantNotFound
+from compositor.features import ENCODER_BATCH
 from compositor.tenant import check_name
 
 from . import model_config
 from .fusing import canonical
 from .model_check import load_dynamic, probe
-from .model_config import Kind
+from .model_config import Kind, session_parameters
 from .model_interface import ENCODER
+from .model_memory import backend_bytes
 from .preparation import Choices, Graph, Report, prepare
 from .sources import Source
 from .staging import install, remove, staging
@@ -70,12 +73,24 @@ def add_tenant(
         for model in (built, raw):
             (model / "1").mkdir(parents=True)
         manifest = prepare(built / "1", name, source, graph, encoder, choices, report)
-        batch, kind, threads = choices.max_batch_size, serving.kind, serving.threads
-        (built / "config.pbtxt").write_text(model_config.tenant_config(name, manifest.crops, batch, kind, threads))
         onnx.save(canonical(graph.model, dict(zip(tensors, RAW_TENSORS, strict=True))), raw / "1" / files.MODEL)
-        (raw / "config.pbtxt").write_text(model_config.raw_config(raw.name, batch, kind, threads))
+        _configure(built, raw, manifest, serving, report)
         install(built, [raw], repository)
     return manifest
+
+
+def _configure(built: Path, raw: Path, manifest: files.Manifest, serving: Serving, report: Report) -> None:
+    """Writes config.pbtxt of both of a tenant's models, with the memory that each was measured to take."""
+    batch, kind, threads = manifest.max_batch_size, serving.kind, serving.threads
+    taken = []
+    for number, model in enumerate((built, raw)):
+        report("memory", number, 2)
+        taken.append(backend_bytes(model / "1" / files.MODEL, batch, session_parameters(threads)))
+    report("memory", 2, 2)
+    (built / CONFIG).write_text(
+        model_config.tenant_config(built.name, manifest.crops, batch, kind, threads, measured_bytes=taken[0])
+    )
+    (raw / CONFIG).write_text(model_config.raw_config(raw.name, batch, kind, threads, taken[1]))
 
 
 def _check_space(repository: Path, source: Source, graph: Graph) -> None:
@@ -130,5 +145,6 @@ def add_encoder(repository: Path, name: str, path: Path, *, replace: bool = Fals
         (built / "1").mkdir(parents=True)
         named = {checked.model.inputs[0]: "mel_spectrogram", checked.model.output: "audio_features"}
         onnx.save(canonical(model, named), built / "1" / files.MODEL)
-        (built / "config.pbtxt").write_text(model_config.encoder_config(name))
+        taken = backend_bytes(built / "1" / files.MODEL, ENCODER_BATCH, session_parameters(1))
+        (built / CONFIG).write_text(model_config.encoder_config(name, measured_bytes=taken))
         install(built, [], repository, replace=replace)

@@ -14,6 +14,7 @@ import torch
 import typer
 
 from compositor.errors import LipsyncError
+from lipsync import trained
 from lipsync.avatar import Avatar
 from lipsync.commands.console import err, progress, say
 from training.avatar_model import AvatarOptions, train_avatar
@@ -21,8 +22,11 @@ from training.avatar_report import contact_sheet, report_avatar
 from training.checkpoints import load_model
 from training.encoder import EncoderOptions, MouthReader, train_encoder
 from training.encoder_report import report_encoder
+from training.evaluate import Selection, evaluate_models
 from training.export import export_avatar, export_encoder
+from training.model_card import number
 from training.pictures import Pictures, choose_moments, draw_pictures, keep_moments
+from training.recordings import recordings
 from training.speech import Split, make_lines, utterances
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -109,6 +113,30 @@ def avatar(
     cv2.imwrite(str(output / "avatar.png"), contact_sheet(model, shown))
     say(f"{output / 'model_best.onnx'}: differs from PyTorch by {difference:.1g}")
     say(f"mouth {figures['psnr_mean_db']:.1f} dB, worst {figures['psnr_worst_db']:.1f} dB")
+
+
+@app.command()
+def evaluate(
+    output: Annotated[
+        Path, typer.Argument(help="Where to write evaluation.json, evaluation.png and the model card's figures.")
+    ] = trained.FOLDER,
+    avatar: Annotated[Path, typer.Option(help="The avatar's model.")] = trained.AVATAR,
+    encoder: Annotated[Path, typer.Option(help="The audio encoder it was trained with.")] = trained.ENCODER,
+    work: Work = WORK,
+    sentences: Sentences = SENTENCES,
+    seed: Seed = 0,
+    lines: Annotated[int, typer.Option(min=2, help="How many of the held-out sentences are spoken.")] = 48,
+) -> None:
+    """Measure both models through the whole service, on sentences and a voice that they were never trained on."""
+    with progress() as report:
+        said = Selection(sentences, seed, lines, work / "speech")
+        reached = evaluate_models(avatar, encoder, output, said, report)
+    for target in reached:
+        value = "nothing to measure" if target.value is None else f"{number(target.value)} {target.unit}".rstrip()
+        say(f"{'met' if target.met else 'MISSED':<7} {target.what}: {value}, {target.bound} {number(target.limit)}")
+    if next(recordings(), None) is None:
+        say("no recorded speech: install the package alsa-utils")
+    say(f"wrote {output / trained.REPORT} and {output / trained.PICTURE}")
 
 
 def main() -> None:

@@ -37,13 +37,15 @@ _SAVE_EVERY: Final = 50  # steps
 
 @dataclass(frozen=True)
 class AvatarOptions:
-    """How to train: `listening` steps of the audio branch alone, then `steps` of `pictures` each, the last `whole` of
-    them on whole pictures. `blur` is the share of audio features left out by chance, so that no single one counts."""
+    """How to train: `listening` steps of the audio branch alone, then `steps` of `pictures` each and `again` as many as
+    that at half the rate, the last `whole` of both on whole pictures. `blur` is the share of audio features left out by
+    chance, so that no single one counts."""
 
     width: float = 0.25
-    listening: int = 1500
-    steps: int = 5000
-    whole: int = 500
+    listening: int = 800
+    steps: int = 3000
+    again: int = 1800
+    whole: int = 300
     pictures: int = 16
     learning_rate: float = 4e-3
     blur: float = 0.1
@@ -66,10 +68,11 @@ def train_avatar(
     model.train()
     if first == 0:
         listen(model.audio, pictures.moments, options, report)
-    batches = picture_batches(pictures, options.pictures, options.seed, first, options.steps)
+    steps = options.steps + options.again
+    batches = picture_batches(pictures, options.pictures, options.seed, first, steps)
     for step, (visual, audio, target) in enumerate(batches, start=first + 1):
-        part = MOUTH_PART if step <= options.steps - options.whole else WHOLE
-        _set_rate(optimizer, options.learning_rate * rate_share(step, options.steps))
+        part, rate = plan(step, options)
+        _set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         rows, columns = part
         seen = visual[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
@@ -79,10 +82,18 @@ def train_avatar(
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % _SAVE_EVERY == 0 or step == options.steps:
+        if step % _SAVE_EVERY == 0 or step == steps:
             save_checkpoint(checkpoint, model, optimizer, options, step)
-        report("pictures", step, options.steps, float(value.detach()))
+        report("pictures", step, steps, float(value.detach()))
     return model.eval()
+
+
+def plan(step: int, options: AvatarOptions) -> tuple[Part, float]:
+    """What of the pictures step `step` (from 1) sees, and its learning rate."""
+    peak, total = options.learning_rate, options.steps
+    if step > options.steps:
+        step, peak, total = step - options.steps, peak / 2, options.again
+    return WHOLE if step > total - options.whole else MOUTH_PART, peak * rate_share(step, total)
 
 
 def listen(

@@ -57,6 +57,8 @@ HONOURED = {
     SESSION_ENTRY,
     *CUDA_PARAMETERS,
 }
+NOTES = "lipsync_"
+"""Parameters of this prefix are for the compositor, and say nothing to a backend."""
 
 
 class Parameters:
@@ -64,7 +66,7 @@ class Parameters:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._values = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
-        self.unknown = sorted(set(self._values) - HONOURED)
+        self.unknown = sorted(key for key in self._values.keys() - HONOURED if not key.startswith(NOTES))
 
     def text(self, key: str) -> str | None:
         return self._values.get(key)

@@ -25,13 +25,13 @@ import numpy as np
 
 from compositor.audio import SAMPLE_RATE
 from compositor.call import Call, Stages
+from compositor.catalogue import Catalogue
 from compositor.errors import LipsyncError
-from compositor.inference import Triton
+from compositor.fleet import open_fleet
 from compositor.pipeline import FEATURE_SHAPE, Compositor
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from compositor.rendering import Output
-from compositor.residency import Residency
 from compositor.settings import Settings
 from compositor.threads import keep_libraries_single_threaded
 
@@ -196,14 +196,15 @@ async def _inside(repository: str, triton: str) -> AsyncIterator[Side]:
     # As `compositor.server.running` does, without its gRPC server.
     keep_libraries_single_threaded()
     settings = Settings(model_repository=Path(repository)).with_triton(triton)
-    client = Triton(settings.triton)
-    residency = Residency(client)
+    fleet = open_fleet(settings, Catalogue(settings.model_repository).facts)
     with ThreadPoolExecutor(1, thread_name_prefix="render") as pool:
+        watching = asyncio.create_task(fleet.watch())
         try:
-            yield Inside(Compositor(settings, client, residency, pool))
+            yield Inside(Compositor(settings, fleet, pool))
         finally:
-            await residency.close()
-            await client.close()
+            watching.cancel()
+            await asyncio.wait([watching])
+            await fleet.close()
 
 
 async def _serve(kind: str, *arguments: str) -> None:

@@ -6,7 +6,6 @@ Starts what is watched and reads what Triton and the compositor count; `live_vie
 from __future__ import annotations
 
 import json
-import os
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from lipsync.tritonserver import EmbeddedTriton
 
 from . import live_viewers, service
 from .child import Child
+from .copies import link_tenants
 from .figures import PartReport
 from .live_levels import (
     COMPOSITOR,
@@ -172,19 +172,8 @@ def add_tenants(run: Run, repository: Path, sizes: Sizes) -> list[str]:
         run.progress("frames", written, sizes.frames)
     names = [f"{_TENANT}{number:03d}" for number in range(sizes.most)]
     add_tenant(repository, names[0], open_source(source), Choices(idle="background"), Serving(), lambda *_: None)
-    for name in names[1:]:
-        _link(repository, names[0], name)
+    list(link_tenants(repository, names[0], names[1:]))
     return names
-
-
-def _link(repository: Path, tenant: str, name: str) -> None:
-    """The same tenant under another name."""
-    own, other = repository / tenant, repository / name
-    (other / "1").mkdir(parents=True)
-    for path in (own / "config.pbtxt", own / "1" / files.MANIFEST):
-        (other / path.relative_to(own)).write_text(path.read_text().replace(f'"{tenant}"', f'"{name}"'))
-    for file in files.FILES:
-        os.link(own / "1" / file, other / "1" / file)
 
 
 def climb(run: Run, bench: Watched, sizes: Sizes, kind: str, names: Sequence[str], notes: list[str]) -> Iterator[Level]:

@@ -32,7 +32,7 @@ from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton
 
 from . import service
-from .clocks import process_clock
+from .clocks import living_cpu_s
 from .figures import Figure, PartReport, Spread
 from .part import Part, Run
 from .subjects import centred_rects, footage, write_source
@@ -132,7 +132,7 @@ def _ours(run: Run, demand: Demand, given: Path | None) -> Iterator[Driven]:
                 list(client.speak(compositor.address, name, HELLO.read_bytes(), demand.timeout_s))
 
         def cpu_s() -> dict[str, float]:
-            return {"compositor": compositor.cpu_s(), "Triton": _cpu_s(service.triton_pids(triton))}
+            return {"compositor": compositor.cpu_s(), "Triton": living_cpu_s(service.triton_pids(triton))}
 
         what = f"Embedded Triton and compositor on the same machine; tenants: {models}."
         yield Driven(compositor.address, what, choice, len(names), cpu_s)
@@ -157,15 +157,6 @@ def add_tenants(run: Run, repository: Path, count: int) -> None:
     for number in range(count):
         add_tenant(repository, f"tenant{number + 1}", open_source(source), Choices(), Serving(), lambda *_: None)
         run.progress("tenants", number + 1, count)
-
-
-def _cpu_s(pids: Sequence[int]) -> float:
-    """CPU seconds of those processes that still live."""
-    total = 0.0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            total += time.clock_gettime(process_clock(pid))
-    return total
 
 
 def _watched(run: Run, demand: Demand, driven: Driven) -> Measured:

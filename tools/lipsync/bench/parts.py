@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import baselines, compositing, efficiency, inference_memory, live, load, machine, memory, stages, wire
+from . import baselines, compositing, efficiency, inference_memory, live, load, machine, memory, stages, tenants, wire
 from .figures import PartReport, Report
 from .part import Part, Progress, Run, carry_out
 
@@ -21,6 +21,7 @@ PARTS: tuple[Part, ...] = (
     stages.PART,
     efficiency.PART,
     live.PART,
+    tenants.part(tenants.Sizes(seconds=12, history_s=2, idle_s=4)),
     load.part(load.Demand(seconds=15)),
 )
 

@@ -49,6 +49,18 @@ def mapping_bytes(pid: int, file: Path) -> dict[str, int]:
     return found
 
 
+def folder_bytes(pid: int, folder: Path) -> int:
+    """What is resident of the files below a folder that a process maps, summed over its mappings (proc(5), smaps)."""
+    total, ours = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        head, _, rest = line.partition(" ")
+        if not head.endswith(":"):
+            ours = f" {folder}/" in rest
+        elif ours and head == "Rss:":
+            total += _kib(rest)
+    return total
+
+
 def available_bytes() -> int:
     """What processes can still take without swapping (proc(5), meminfo)."""
     lines = Path("/proc/meminfo").read_text().splitlines()

@@ -16,6 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from compositor.errors import LipsyncError
 from compositor.settings import PREFIX, RESERVED
 from lipsync.triton_processes import session_members
@@ -35,11 +38,13 @@ _FOLLOWING = (
 
 @dataclass(frozen=True)
 class Service:
-    """A compositor that listens. address: host:port of its gRPC service; http: of its page, WebSocket and metrics."""
+    """A compositor that listens. address: host:port of its gRPC service; http: of its page, WebSocket and metrics; log:
+    what it writes to stderr."""
 
     address: str
     http: str
     pid: int
+    log: Path
 
     def cpu_s(self) -> float:
         """CPU seconds that its process, all threads, took since it began. Raises OSError once it is gone."""
@@ -77,9 +82,25 @@ def running(
     try:
         if cores is not None:
             pin([process.pid], cores)
-        yield Service(*_addresses(process, Path(log)), process.pid)
+        yield Service(*_addresses(process, Path(log)), process.pid, Path(log))
     finally:
         stop(process)
+
+
+def wait_until_ready(address: str) -> None:
+    """Returns when the service at `address` says that it serves. Raises LipsyncError where it does not within
+    START_TIMEOUT_S."""
+    serving = health_pb2.HealthCheckResponse.SERVING
+    with grpc.insecure_channel(address) as channel:
+        watching = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=START_TIMEOUT_S, wait_for_ready=True
+        )
+        try:
+            next(answer for answer in watching if answer.status == serving)
+        except (grpc.RpcError, StopIteration) as error:
+            raise LipsyncError(f"the compositor at {address} was not ready within {START_TIMEOUT_S:.0f} s") from error
+        finally:
+            watching.cancel()
 
 
 def following(module: str, *arguments: str) -> list[str]:

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from lipsync.bench import ceiling
 from lipsync.bench import load as viewers
+from lipsync.bench import soak as soaking
+from lipsync.bench import tenants as many
 from lipsync.bench.figures import Report
 from lipsync.bench.part import Part
 from lipsync.bench.parts import PARTS, measure
@@ -71,7 +73,7 @@ def _command(part: Part) -> Callable[[Path, bool], None]:
 
 
 for _part in PARTS:
-    if _part.name == "load":  # has a command of its own, with options
+    if _part.name in ("load", "tenants"):  # have commands of their own, with options
         continue
     app.command(_part.name, help=f"{_part.title}.")(_command(_part))
 
@@ -99,6 +101,45 @@ def triton(
     report = _measure([ceiling.part(repository, name, concurrency or [1, 2, 4], batch)], quick=quick)
     write(output, "triton", report)
     _tell(report, output / "triton.md")
+
+
+@app.command()
+def tenants(
+    tenants: Annotated[int, typer.Option("--tenants", "-n", min=2, max=60_000, help="How many there are.")] = 11_000,
+    cache: Annotated[int, typer.Option(min=2, max=1000, help="How many may be loaded at once.")] = 40,
+    callers: Annotated[int, typer.Option(min=1, max=200, help="Who calls, side by side.")] = 8,
+    pause: Annotated[
+        float, typer.Option(min=0, help="Mean time between an answer and its caller's next call, seconds.")
+    ] = 2.0,
+    time: Annotated[str, typer.Option("--time", "-t", help="How long they call: 30s, 5m, 1h30m.")] = "60s",
+    zipf: Annotated[
+        float, typer.Option(min=0, max=10, help="Exponent of the tenants' popularity; 0: all alike.")
+    ] = 1.0,
+    output: Output = OUTPUT,
+    quick: Quick = False,
+) -> None:
+    """Thousands of tenants, a few dozen of them loaded: start-up, list, memory, hits, loads, evictions, failures."""
+    sizes = many.Sizes(tenants, cache, callers, pause, _seconds(time), zipf=zipf)
+    report = _measure([many.part(sizes)], quick=quick)
+    write(output, "tenants", report)
+    _tell(report, output / "tenants.md")
+
+
+@app.command()
+def soak(
+    cycles: Annotated[int, typer.Option(min=1, max=1_000_000, help="How often a model is evicted and loaded.")] = 5000,
+    time: Annotated[str, typer.Option("--time", "-t", help="How long at most: 30s, 5m, 1h30m.")] = "1h30m",
+    output: Output = OUTPUT,
+    quick: Quick = False,
+) -> None:
+    """Models evicted and loaded again and again: whether the memory of Triton and of the compositor grows.
+
+    Each sample is in soak-samples.json as soon as it is taken.
+    """
+    demand = soaking.Demand(cycles, _seconds(time) / 60, samples=output / "soak-samples.json")
+    report = _measure([soaking.part(demand)], quick=quick)
+    write(output, "soak", report)
+    _tell(report, output / "soak.md")
 
 
 @app.command()

@@ -1,22 +1,21 @@
-"""`lipsync demo`: draws an avatar, adds it as any tenant is added, and lets it speak through the whole system."""
+"""`lipsync demo`: draws an avatar, adds it with its trained model as any tenant is added, and lets it speak through the
+whole system."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import tempfile
 import threading
 from pathlib import Path
 from typing import Annotated
 
-import onnx
 import typer
 
 from compositor.server import running
 from compositor.settings import Settings
-from compositor.tenant import AUDIO_ENCODER, MODEL, tenant_names
+from compositor.tenant import AUDIO_ENCODER, MODEL, read_manifest, sha256_of, tenant_names
+from lipsync import trained
 from lipsync.avatar import write_source
-from lipsync.avatar_model import loudness_encoder
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant
 from lipsync.sentences import HELLO
@@ -42,6 +41,8 @@ def demo(
     repository.mkdir(parents=True, exist_ok=True)
     if TENANT not in tenant_names(repository):
         _add_tenant(repository)
+    elif read_manifest(repository, TENANT).model_sha256 != sha256_of(trained.AVATAR):
+        say(f"tenant {TENANT} has another model; for the shipped one run `lipsync tenant remove {TENANT}`, then this")
     with EmbeddedTriton(repository) as triton:
         values = {"model_repository": repository, **_BRIEF, "triton": {"endpoints": triton.grpc}}
         settings = Settings.model_validate(values)
@@ -62,20 +63,19 @@ def _add_tenant(repository: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, progress() as report:
         source = Path(folder)
         write_source(source, progress=lambda done, total: report("draw", done, total))
-        choices = Choices(encoder=_encoder(repository, source))
-        add_tenant(repository, TENANT, open_source(source), choices, Serving(), report)
+        choices = Choices(encoder=_encoder(repository))
+        add_tenant(repository, TENANT, open_source(source, model=trained.AVATAR), choices, Serving(), report)
     say(f"tenant {TENANT} added to {repository}")
 
 
-def _encoder(repository: Path, folder: Path) -> str:
+def _encoder(repository: Path) -> str:
     """Installs the demo's encoder and says its name: the shared one's, unless another is installed under it."""
-    path = folder / "encoder.onnx"
-    onnx.save(loudness_encoder(), path)
     for name in (AUDIO_ENCODER, "demo_encoder"):
         installed = repository / name / "1" / MODEL
         if not installed.exists():
-            add_encoder(repository, name, path)
+            add_encoder(repository, name, trained.ENCODER)
             return name
-        if hashlib.sha256(installed.read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest():
+        if sha256_of(installed) == sha256_of(trained.ENCODER):
             return name
+    add_encoder(repository, "demo_encoder", trained.ENCODER, replace=True)
     return "demo_encoder"

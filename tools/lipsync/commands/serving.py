@@ -18,9 +18,8 @@ from compositor.workers import Listening
 from compositor.workers import serve as serve_compositor
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
-from .console import REPOSITORY, err, say
+from .console import REPOSITORY, Config, err, say
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")]
 Repository = Annotated[Path | None, typer.Option("--repository", "-r", help="The model repository.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="The compositor's gRPC port; 0: a free one.")]
 WebPort = Annotated[

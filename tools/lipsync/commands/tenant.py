@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +11,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from compositor.errors import LipsyncError
+from compositor.catalogue import Catalogue
 from compositor.jpeg import Subsampling
-from compositor.tenant import AUDIO_ENCODER, Tenant, read_manifest, tenant_names
-from lipsync import repository as tenants
+from compositor.settings import read_settings
+from compositor.tenant import AUDIO_ENCODER, RAW_SUFFIX, Tenant
 from lipsync.model_config import TENANT_BATCH, Kind
-from lipsync.preparation import Choices
-from lipsync.sources import open_source
+from lipsync.tenant_list import Entry, list_tenants
 
-from .console import REPOSITORY, Repository, progress, size
+from .console import REPOSITORY, Config, Repository, age, columns, progress, size
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, show, verify and remove tenants.")
 
@@ -67,6 +68,11 @@ def add(
     repository: Repository = REPOSITORY,
 ) -> None:
     """Check, prepare and install a tenant. It is live at once; nothing has to be restarted."""
+    # Late, here and below: ONNX Runtime takes longer to import than all tenants to list.
+    from lipsync import repository as tenants
+    from lipsync.preparation import Choices
+    from lipsync.sources import open_source
+
     begin = time.monotonic()
     tenants.free_name(repository, name)
     found = open_source(source, model, frames, crop_rects)
@@ -82,29 +88,75 @@ def add(
 
 
 @app.command("list")
-def list_(repository: Repository = REPOSITORY) -> None:
-    """List the tenants."""
-    rows = [("tenant", "frames", "size", "fps", "encoder", "added")]
-    for name in tenant_names(repository):
-        try:
-            manifest = read_manifest(repository, name)
-        except LipsyncError as error:
-            rows.append((name, "damaged", "", "", "", error.message))
-            continue
-        dimensions = f"{manifest.width}x{manifest.height}"
-        rows.append((name, str(manifest.frames), dimensions, str(manifest.fps), manifest.encoder, manifest.created))
-    if len(rows) == 1:
+def list_(
+    repository: Repository = REPOSITORY,
+    triton: Annotated[
+        str | None,
+        typer.Option("--triton", help="Tritons to ask, host:port, with commas between. Default: the settings'."),
+    ] = None,
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all that is known.")] = False,
+) -> None:
+    """List the tenants: what of them is loaded, where, when and how much it was used, and what it takes in memory."""
+    options = {} if triton is None else {"triton.endpoints": ("--triton", triton)}
+    asked = read_settings(config, options=options).triton.endpoints
+    entries, silent = list_tenants(repository, asked)
+    if as_json:
+        typer.echo(json.dumps([_described(entry, known=not silent) for entry in entries], indent=2))
+    elif not entries:
         typer.echo(f"no tenants in {repository}; add one with `lipsync tenant add`")
     else:
-        _write_columns(rows)
+        now_s = time.time()
+        _write_columns([_HEADINGS, *(_row(entry, now_s, known=not silent) for entry in entries)])
+    if entries:
+        for address in silent:
+            typer.echo(f"Triton at {address} does not answer: what it has loaded is not known", err=True)
+
+
+_HEADINGS = (
+    "tenant", "state", "device", "last use", "uses", "memory", "frames", "size", "fps", "encoder", "added"
+)  # fmt: skip
+
+
+def _state(entry: Entry, *, known: bool) -> str | None:
+    """Of its copies, the one that can serve first; None: not known, for a Triton did not answer."""
+    states = {copy.state for copy in entry.copies}
+    found = next((state for state in ("ready", "loading", "unloading") if state in states), None)
+    return found or ("absent" if known else None)
+
+
+def _described(entry: Entry, *, known: bool) -> dict[str, object]:
+    return {"state": _state(entry, known=known), **dataclasses.asdict(entry)}
+
+
+def _row(entry: Entry, now_s: float, *, known: bool) -> tuple[str, ...]:
+    where = {copy.triton for copy in entry.copies}
+    devices = [f"{copy.triton}/{copy.device}" if len(where) > 1 else copy.device for copy in entry.copies]
+    last_s = max((copy.last_use_s for copy in entry.copies), default=0)
+    state = (
+        _state(entry, known=known) or "?",
+        ",".join(devices) or "-",
+        age(now_s - last_s) if last_s else "-",
+        str(sum(copy.uses for copy in entry.copies)) if entry.copies else "-",
+        size(entry.memory_bytes) if entry.memory_bytes else "-",
+    )
+    if entry.fault:
+        return (entry.tenant, *state, "damaged", "-", "-", "-", entry.fault)
+    dimensions = f"{entry.width}x{entry.height}"
+    return (entry.tenant, *state, str(entry.frames), dimensions, str(entry.fps), entry.encoder, entry.created)
 
 
 @app.command()
 def show(name: Name, repository: Repository = REPOSITORY) -> None:
     """Show all that is known of a tenant."""
+    from lipsync import repository as tenants
+
     manifest = Tenant(repository, name).manifest
     values = manifest.model_dump(mode="json", exclude={"header", "files"})
     values["disk"] = size(tenants.disk_bytes(repository, name))
+    catalogue = Catalogue(repository)
+    for label, model in (("memory", name), ("memory of the raw model", name + RAW_SUFFIX)):
+        values[label] = size(catalogue.facts(model).bytes)
     for file, record in manifest.files.items():
         values[f"file {file}"] = size(record.size)
     _write_columns([(key.replace("_", " "), str(value)) for key, value in values.items()])
@@ -120,12 +172,11 @@ def verify(name: Name, repository: Repository = REPOSITORY) -> None:
 @app.command()
 def remove(name: Name, repository: Repository = REPOSITORY) -> None:
     """Remove a tenant and everything of it."""
+    from lipsync import repository as tenants
+
     tenants.remove_tenant(repository, name)
     typer.echo(f"tenant {name} removed")
 
 
 def _write_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Columns two spaces apart, one line a row whatever the terminal's width, so that other programs can read them."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    typer.echo("\n".join(columns(rows)))

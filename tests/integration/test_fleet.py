@@ -1,0 +1,314 @@
+"""Several Tritons behind one service: one is killed, hangs, or answers garbage, and the callers see nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from compositor import endpoint as endpoint_module
+from compositor.placement import ranked
+from compositor.proto import lipsync_v1_pb2 as pb
+from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
+from compositor.server import running
+from compositor.settings import Settings
+from lipsync import architecture
+from lipsync.preparation import Choices
+from lipsync.repository import Serving, add_encoder, add_tenant
+from lipsync.sources import open_source
+from lipsync.tritonserver import EmbeddedTriton
+
+from ..compositor.kserve import Tensors, good, serving
+from ..conftest import ServiceThread, connect, silent, write_small_source
+from .waiting import until
+
+ONE = np.zeros((1, 32, 16, 16), np.float32)
+
+
+def ask(stub: Any, tenant: str, timeout_s: float = 60, frames: int = 1) -> list[bytes]:
+    request = pb.CompositeRequest(tenant=tenant, features=ONE.repeat(frames, 0).tobytes())
+    return [frame.data for frame in stub.Composite(request, timeout=timeout_s).frames]
+
+
+class Demand:
+    """Callers, one a tenant, that ask for one frame after the other."""
+
+    def __init__(self, service: ServiceThread, tenants: Sequence[str]) -> None:
+        self.answers = dict.fromkeys(tenants, 0)
+        self.wrong: list[str] = []
+        self._service = service
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._call, args=(tenant,)) for tenant in tenants]
+
+    def _call(self, tenant: str) -> None:
+        try:
+            for stub in connect(self._service.address):
+                expected = ask(stub, tenant)
+                while not self._over.is_set():
+                    if ask(stub, tenant) != expected:
+                        self.wrong.append(f"{tenant}: another frame")
+                    self.answers[tenant] += 1
+        except grpc.RpcError as error:
+            self.wrong.append(f"{tenant}: {error}")
+
+    def __enter__(self) -> Demand:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def go_on(self, count: int = 20) -> None:
+        """Returns when every caller has had so many further answers; fails where one of them failed."""
+        before = dict(self.answers)
+        until(lambda: bool(self.wrong) or all(self.answers[each] >= before[each] + count for each in before))
+        assert not self.wrong
+
+
+class Three:
+    """Three real Tritons on one repository, and a service in front. `at`: the tenants at home on each, four on the
+    first, which is the victim, and one on each of the others."""
+
+    def __init__(self, tritons: Sequence[EmbeddedTriton], repository: Path, sources: Path) -> None:
+        self.tritons = {triton.grpc: triton for triton in tritons}
+        names = [f"tenant-{number}" for number in range(200)]
+        self.at = {
+            endpoint: [name for name in names if ranked(name, list(self.tritons))[0] == endpoint][:most]
+            for endpoint, most in zip(self.tritons, (4, 1, 1), strict=True)
+        }
+        onnx.save(architecture.do_nothing_encoder(), sources / "encoder.onnx")
+        add_encoder(repository, "audio_encoder", sources / "encoder.onnx")
+        source = write_small_source(sources / "source", architecture.do_nothing(), frames=4)
+        for tenant in itertools.chain(*self.at.values()):
+            add_tenant(repository, tenant, open_source(source), Choices(), Serving(threads=1), silent)
+        self.service = ServiceThread(
+            Settings.model_validate(
+                {
+                    "model_repository": repository,
+                    "server": {"port": 0},
+                    "http": {"port": 0},
+                    "triton": {"endpoints": list(self.tritons)},
+                    "residency": {"min_resident_s": 1, "sweep_s": 0.2},
+                }
+            )
+        )
+
+    def stats(self) -> dict[str, Any]:
+        answer: dict[str, Any] = httpx.get(f"http://{self.service.http_address}/stats", timeout=60).json()
+        return answer
+
+    def up(self) -> set[str]:
+        return {each["endpoint"] for each in self.stats()["endpoints"] if each["up"]}
+
+    def homes(self) -> dict[str, set[str]]:
+        """Where each model is loaded, of the servers that are up."""
+        found: dict[str, set[str]] = {}
+        up = self.up()
+        for model in self.stats()["models"]:
+            if model["state"] == "ready" and model["endpoint"] in up:
+                found.setdefault(model["name"], set()).add(model["endpoint"])
+        return found
+
+    def all_at(self, endpoint: str, tenants: Sequence[str]) -> bool:
+        """Whether the tenants are loaded there, and nowhere else."""
+        homes = self.homes()
+        return all(homes.get(tenant) == {endpoint} for tenant in tenants)
+
+
+@pytest.fixture
+def three(tmp_path: Path, triton_home: Path) -> Iterator[Three]:
+    repository, sources = tmp_path / "repository", tmp_path / "sources"
+    repository.mkdir()
+    sources.mkdir()
+    with contextlib.ExitStack() as stack:
+        tritons = [stack.enter_context(EmbeddedTriton(repository)) for _ in range(3)]
+        three = Three(tritons, repository, sources)
+        three.service.start()
+        stack.callback(three.service.stop)
+        yield three
+
+
+@pytest.mark.triton
+def test_a_killed_triton_costs_no_request_and_gets_its_tenants_back(three: Three) -> None:
+    victim, triton = next(iter(three.tritons.items()))
+    tenants = three.at[victim]
+    with Demand(three.service, tenants) as demand:
+        demand.go_on()
+        assert three.all_at(victim, tenants)
+        assert triton.pid is not None
+        os.kill(triton.pid, signal.SIGKILL)
+        demand.go_on()
+        until(lambda: triton.restarts == 1)
+        until(lambda: three.all_at(victim, tenants))
+        demand.go_on()
+
+
+@pytest.mark.triton
+def test_the_tenants_of_a_triton_that_stays_away_live_elsewhere(three: Three) -> None:
+    victim, triton = next(iter(three.tritons.items()))
+    tenants = three.at[victim]
+    others = {endpoint: own for endpoint, own in three.at.items() if endpoint != victim}
+    with Demand(three.service, [*tenants, *itertools.chain(*others.values())]) as demand:
+        demand.go_on()
+        triton.stop()
+        demand.go_on()
+        homes = three.homes()
+        assert all(homes[tenant] <= set(others) and homes[tenant] for tenant in tenants)
+        assert all(three.all_at(endpoint, own) for endpoint, own in others.items())
+        assert three.up() == set(others)
+        port = int(victim.rpartition(":")[2])
+        with EmbeddedTriton(three.service.settings.model_repository, grpc_port=port):
+            until(lambda: three.up() == set(three.tritons))
+            until(lambda: three.all_at(victim, tenants))
+            demand.go_on()
+
+
+@pytest.mark.triton
+def test_a_triton_that_hangs_costs_no_request_and_gets_its_tenants_back(three: Three) -> None:
+    victim, triton = next(iter(three.tritons.items()))
+    tenants = three.at[victim]
+    assert triton.pid is not None
+    with Demand(three.service, tenants) as demand:
+        demand.go_on()
+        os.kill(triton.pid, signal.SIGSTOP)
+        try:
+            demand.go_on()
+            assert victim not in three.up()
+        finally:
+            os.kill(triton.pid, signal.SIGCONT)
+        until(lambda: three.all_at(victim, tenants))
+        demand.go_on()
+    assert triton.restarts == 0
+
+
+@pytest.mark.triton
+def test_all_tritons_killed_at_once_cost_no_request(three: Three) -> None:
+    tenants = [tenants[0] for tenants in three.at.values()]
+    with Demand(three.service, tenants) as demand:
+        demand.go_on()
+        for triton in three.tritons.values():
+            assert triton.pid is not None
+            os.kill(triton.pid, signal.SIGKILL)
+        demand.go_on()
+    assert all(triton.restarts == 1 for triton in three.tritons.values())
+
+
+@contextlib.asynccontextmanager
+async def service_of(repository: Path, endpoints: Sequence[str], **triton: Any) -> AsyncIterator[pb_grpc.LipsyncStub]:
+    """A service in this loop on servers that speak Triton's protocol, and a client of it."""
+    values = {"endpoints": list(endpoints), "slots": 2, "restart_wait_s": 0.2, **triton}
+    settings = Settings.model_validate(
+        {"model_repository": repository, "server": {"port": 0}, "http": {"port": 0}, "triton": values}
+    )
+    async with running(settings) as service, grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+        yield pb_grpc.LipsyncStub(channel)  # type: ignore[no-untyped-call]
+
+
+async def frames_of(stub: Any, tenant: str = "plain", timeout_s: float = 30, frames: int = 1) -> int:
+    request = pb.CompositeRequest(tenant=tenant, features=ONE.repeat(frames, 0).tobytes())
+    return len((await stub.Composite(request, timeout=timeout_s)).frames)
+
+
+def with_mouth(mouth: NDArray[Any], finite: bool = True) -> Callable[[Any], Tensors]:
+    return lambda request: {"mouth": mouth, "finite": np.array([[finite]])}
+
+
+MOUTH = np.zeros((1, 3, 328, 328), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "words"),
+    [
+        (with_mouth(np.zeros((1, 3, 320, 320), np.uint8)), "INTERNAL", "mouths of the wrong shape"),
+        (with_mouth(MOUTH.repeat(2, 0)), "INTERNAL", "mouths of the wrong shape"),
+        (with_mouth(MOUTH.astype(np.float32)), "INTERNAL", "mouths of the wrong shape"),
+        (with_mouth(MOUTH, finite=False), "FAILED_PRECONDITION", "NaN or infinity"),
+        (lambda request: {"mouth": MOUTH}, "INTERNAL", "whether its prediction is finite"),
+        (lambda request: {"finite": np.ones((1, 1), bool)}, "INTERNAL", "mouths of the wrong shape"),
+        (lambda request: {"finite": np.ones((3, 1), bool), "mouth": MOUTH}, "INTERNAL", "prediction is finite"),
+        (lambda request: {}, "INTERNAL", "prediction is finite"),
+    ],
+)
+async def test_garbage_fails_its_own_request_and_leaves_nothing(
+    repository: Path, answer: Callable[[Any], Tensors], code: str, words: str
+) -> None:
+    async with serving(good) as kserve, service_of(repository, [kserve.endpoint]) as stub:
+        assert await frames_of(stub) == 1
+        before = {task.get_name() for task in asyncio.all_tasks()}
+        kserve.answer = answer
+        # More than there are slots: none may be lost by it.
+        for _ in range(6):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await frames_of(stub)
+            assert (caught.value.code().name, words in str(caught.value.details())) == (code, True)
+        kserve.answer = good
+        assert await frames_of(stub, frames=8) == 8
+        assert len(asyncio.all_tasks()) <= len(before) + 2  # what serves the connection comes and goes
+
+
+async def test_a_deadline_holds_whatever_triton_does(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "PATIENCE_S", 30)
+    async with serving(good) as kserve, service_of(repository, [kserve.endpoint], timeout_s=0.1) as stub:
+        for loaded in (False, True):
+            kserve.go.clear()
+            begin_s = time.monotonic()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await frames_of(stub, timeout_s=0.5)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            # The client's own clock would end it, too: the service must not hold on to it.
+            assert time.monotonic() - begin_s < 20
+            kserve.go.set()
+            assert await frames_of(stub, frames=2 + loaded) == 2 + loaded
+
+
+async def test_a_server_that_accepts_and_never_answers_is_left(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "PATIENCE_S", 0.2)
+    async with serving(good) as one, serving(good) as other:
+        servers = {kserve.endpoint: kserve for kserve in (one, other)}
+        async with service_of(repository, list(servers)) as stub:
+            home, refuge = (servers[endpoint] for endpoint in ranked("plain", list(servers)))
+            assert await frames_of(stub) == 1
+            assert home.loaded["plain"]
+            home.go.clear()
+            assert await asyncio.gather(*(frames_of(stub) for _ in range(6))) == [1] * 6
+            assert refuge.loaded["plain"]
+            home.go.set()
+            while "plain" in refuge.loaded:
+                assert await frames_of(stub) == 1
+
+
+async def test_a_server_that_never_answers_and_has_no_other_beside_it_is_unavailable(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "PATIENCE_S", 0.1)
+    async with serving(good) as kserve, service_of(repository, [kserve.endpoint]) as stub:
+        assert await frames_of(stub) == 1
+        kserve.go.clear()
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await frames_of(stub)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        kserve.go.set()
+        frames = 0
+        while not frames:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                frames = await frames_of(stub)

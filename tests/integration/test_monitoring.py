@@ -1,0 +1,187 @@
+"""The dashboard and the alert rules, asked of a real Prometheus that watches the real service."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from compositor.errors import LipsyncError
+from compositor.settings import Settings
+from lipsync import architecture
+from lipsync.live_client import Account, Recording, Speech, talk
+from lipsync.preparation import Choices
+from lipsync.repository import Serving, add_encoder, add_tenant
+from lipsync.sources import open_source
+from lipsync.tritonserver import EmbeddedTriton
+
+from ..conftest import ServiceThread, Stack, silent, write_small_source
+from ..monitoring import DASHBOARD, DEPLOY, Prometheus, about_gpus, alerts, dashboard_queries, prometheus, rule_queries
+from .test_faults import nan_when_loud
+from .waiting import until
+
+TENANTS = ("one", "two", "three")
+RATE = 16_000
+UNIT_TESTS = Path(__file__).with_name("alerts.yaml")
+
+
+def program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed: it comes with the package prometheus")
+    return path
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory, triton_home: Path) -> Iterator[Stack]:
+    """A stack with room for two tenants of three, and two more: one fails when it is loud, one does not load."""
+    root = tmp_path_factory.mktemp("crowded")
+    repository = root / "repository"
+    repository.mkdir()
+    onnx.save(architecture.do_nothing_encoder(), root / "encoder.onnx")
+    add_encoder(repository, "audio_encoder", root / "encoder.onnx")
+    source = write_small_source(root / "source", architecture.do_nothing(), frames=4)
+    for name in (*TENANTS, "broken"):
+        add_tenant(repository, name, open_source(source), Choices(), Serving(threads=1), silent)
+    loud = write_small_source(root / "loud", nan_when_loud(), frames=4)
+    add_tenant(repository, "diverges", open_source(loud), Choices(), Serving(threads=1), silent)
+    model = repository / "broken" / "1" / "model.onnx"
+    model.write_bytes(b"x" * model.stat().st_size)
+    with EmbeddedTriton(repository) as triton:
+        settings = Settings.model_validate(
+            {
+                "model_repository": repository,
+                "server": {"port": 0},
+                "http": {"port": 0},
+                "triton": {"endpoints": triton.grpc},
+                "residency": {"max_models": 2, "min_resident_s": 0, "failed_s": 0},
+            }
+        )
+        service = ServiceThread(settings)
+        service.start()
+        try:
+            yield Stack(repository, triton, service)
+        finally:
+            service.stop()
+
+
+@pytest.fixture(scope="module")
+def watched(crowded: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    targets = {"compositor": crowded.service.http_address, "triton": crowded.triton.metrics}
+    with prometheus(program("prometheus"), tmp_path_factory.mktemp("prometheus"), targets) as running:
+        yield running
+
+
+def converse(stack: Stack, tenant: str) -> Account:
+    """A live session of a second of speech, noise that is as loud as can be."""
+    noise = np.random.default_rng(0).uniform(-1, 1, RATE).astype(np.float32)
+    with tempfile.TemporaryFile() as file:
+        return talk(stack.service.address, tenant, Speech(noise, RATE), Recording(file), lambda pts: None)
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(300)
+def test_every_query_has_an_answer(crowded: Stack, watched: Prometheus) -> None:
+    queries = [*dashboard_queries(), *rule_queries()]
+    with urllib.request.urlopen(f"http://{crowded.triton.metrics}/metrics", timeout=10) as page:
+        if b"\nnv_gpu_" not in page.read():
+            queries = [query for query in queries if not about_gpus(query)]
+
+    give_up = time.monotonic() + 120
+    missing = watched.unanswered(queries)
+    while missing and time.monotonic() < give_up:
+        for tenant in TENANTS:
+            converse(crowded, tenant)
+        converse(crowded, "diverges")
+        with pytest.raises(LipsyncError, match="does not load"):
+            converse(crowded, "broken")
+        missing = watched.unanswered(missing)
+    assert missing == []
+    assert watched.scraped() == {"compositor", "triton"}
+
+
+@pytest.mark.triton
+def test_the_rules_are_in_force(watched: Prometheus) -> None:
+    until(lambda: bool(watched.ask("rules")["groups"]))
+    (group,) = watched.ask("rules")["groups"]
+    until(lambda: all(rule["health"] == "ok" for rule in watched.ask("rules")["groups"][0]["rules"]))
+    assert [rule["name"] for rule in group["rules"]] == [alert["alert"] for alert in alerts()]
+
+
+def test_every_alert_says_what_it_compares_and_what_is_wrong() -> None:
+    assert len(rule_queries()) == len(alerts())
+    operations = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for alert in alerts():
+        assert alert["annotations"]["summary"]
+        assert alert["labels"]["severity"] in ("page", "ticket")
+        assert f"`{alert['alert']}`" in operations
+
+
+def test_every_alert_fires_when_it_should_and_only_then() -> None:
+    tests = yaml.safe_load(UNIT_TESTS.read_text())["tests"]
+    tested = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case.get("exp_alerts")}
+    assert tested == {alert["alert"] for alert in alerts()}
+    done = subprocess.run(
+        [program("promtool"), "test", "rules", UNIT_TESTS.name],
+        cwd=UNIT_TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_only_a_gpu_answers_has_the_names_that_triton_documents() -> None:
+    # docs/user_guide/metrics.md of triton-inference-server/server, "GPU metrics".
+    documented = {
+        *("nv_gpu_utilization", "nv_gpu_memory_total_bytes", "nv_gpu_memory_used_bytes"),
+        *("nv_gpu_power_usage", "nv_gpu_power_limit", "nv_energy_consumption"),
+    }
+    asked = {name for query in dashboard_queries() if about_gpus(query) for name in re.findall(r"nv_\w+", query)}
+    assert {"nv_gpu_utilization", "nv_gpu_memory_used_bytes"} <= asked <= documented
+
+
+def test_grafana_finds_what_compose_mounts() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["grafana"]
+    mounts = dict(volume.split(":")[:2] for volume in compose["volumes"])
+    provisioning, dashboards = mounts["./grafana/provisioning"], mounts["./grafana/dashboards"]
+    assert provisioning == "/etc/grafana/provisioning"
+    folder = DEPLOY / "grafana" / "provisioning"
+    (provider,) = yaml.safe_load((folder / "dashboards" / "dashboards.yaml").read_text())["providers"]
+    assert provider["options"]["path"] == dashboards
+    home = compose["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{dashboards}/{DASHBOARD.name}"
+    (source,) = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = [target["datasource"]["uid"] for panel in panels for target in panel.get("targets", [])]
+    assert set(asked) == {source["uid"]}
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_no_panel_lies_on_another() -> None:
+    taken = set[tuple[int, int]]()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+
+
+def test_the_dashboard_asks_for_nothing_that_only_looks_like_an_answer() -> None:
+    queries = dashboard_queries()
+    assert len(queries) > 40
+    for query in queries:
+        assert not re.search(r"or\s+vector|absent", query)

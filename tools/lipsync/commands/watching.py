@@ -1,0 +1,118 @@
+"""`lipsync top`: what a compositor has loaded and serves, as it goes on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.text import Text
+
+from lipsync.client import ServiceFailed
+
+from .console import age, columns, out, size
+
+_PATIENCE_S = 5.0
+_HEADINGS = ("model", "triton", "state", "device", "uses", "uses/s", "last use", "leases", "memory")
+
+Uses = dict[tuple[str, str], int]
+"""Of each Triton's models, so far."""
+
+
+def top(
+    server: Annotated[str, typer.Option(help="The compositor's HTTP address.")] = "127.0.0.1:8086",
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and print, for scripts.")] = False,
+) -> None:
+    """Watch a compositor: its Tritons and their budgets, loads, evictions, sessions, and its models by use."""
+    stats = read_stats(server)
+    if once:
+        for line in lines(stats, time.time()):
+            typer.echo(line)
+        return
+    with Live(_screen(stats, {}, 0), console=out, screen=True, auto_refresh=False) as live:
+        before, looked_s = _uses(stats), time.monotonic()
+        while True:
+            time.sleep(every)
+            stats, now_s = read_stats(server), time.monotonic()
+            live.update(_screen(stats, before, now_s - looked_s), refresh=True)
+            before, looked_s = _uses(stats), now_s
+
+
+def read_stats(server: str) -> dict[str, Any]:
+    """What `/stats` of a compositor says. Raises ServiceFailed."""
+    try:
+        connection = http.client.HTTPConnection(server, timeout=_PATIENCE_S)
+        try:
+            connection.request("GET", "/stats")
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise ValueError(f"it answers {answer.status}")
+        stats = json.loads(body)
+        if not (isinstance(stats, dict) and stats.keys() >= {"sessions", "endpoints", "models"}):
+            raise ValueError("its /stats are something else")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ServiceFailed(f"{server}: no compositor's HTTP port ({error}); is it running? give --server") from error
+    return stats
+
+
+def lines(stats: dict[str, Any], now_s: float, before: Uses | None = None, passed_s: float = 0) -> Iterator[str]:
+    """The view as text. before: the uses `passed_s` seconds earlier, from which rates are."""
+    for endpoint in stats["endpoints"]:
+        yield f"Triton {endpoint['endpoint']}: {'up' if endpoint['up'] else 'DOWN'}, {endpoint['leases']:g} under way"
+        for device in endpoint["devices"]:
+            yield f"  {device['device']}: {_budget(device)}"
+        if counts := endpoint["counts"]:
+            yield "  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    sessions = Counter(session["tenant"] for session in stats["sessions"])
+    yield f"{sessions.total()} sessions" + "".join(f", {name} {count}" for name, count in sessions.most_common(10))
+    yield ""
+    yield from columns([_HEADINGS, *_rows(stats["models"], now_s, before or {}, passed_s)])
+
+
+def _budget(device: dict[str, int]) -> str:
+    most = f" of {size(device['most_bytes'])}" if device["most_bytes"] else ""
+    return f"{device['models']} of {device['most_models']} tenants' models, {size(device['bytes'])}{most} in all"
+
+
+def _rows(models: list[dict[str, Any]], now_s: float, before: Uses, passed_s: float) -> list[tuple[str, ...]]:
+    """The models, those that are used the most now first, then by all uses."""
+    rates = [_rate(model, before, passed_s) for model in models]
+    ranked = sorted(zip(models, rates, strict=True), key=lambda each: (-(each[1] or 0), -each[0]["uses"]))
+    return [
+        (
+            model["name"] + ("*" if model["pinned"] else ""),
+            model["endpoint"],
+            "others'" if model["state"] == "absent" else model["state"],
+            model["device"] or "-",
+            str(model["uses"]),
+            "-" if rate is None else f"{rate:.1f}",
+            age(now_s - model["last_use_s"]) if model["last_use_s"] else "-",
+            str(model["leases"]),
+            size(model["bytes"]) if model["bytes"] else "-",
+        )
+        for model, rate in ranked
+    ]
+
+
+def _rate(model: dict[str, Any], before: Uses, passed_s: float) -> float | None:
+    """Uses a second since the last look; Triton counts anew after a load."""
+    earlier = before.get((model["endpoint"], model["name"]))
+    return None if earlier is None or passed_s <= 0 else max(model["uses"] - earlier, 0) / passed_s
+
+
+def _uses(stats: dict[str, Any]) -> Uses:
+    return {(model["endpoint"], model["name"]): model["uses"] for model in stats["models"]}
+
+
+def _screen(stats: dict[str, Any], before: Uses, passed_s: float) -> Text:
+    text = "\n".join(lines(stats, time.time(), before, passed_s))
+    return Text(text, no_wrap=True, overflow="crop")

@@ -1,0 +1,83 @@
+"""What a browser meets at the address that viewers use: a certificate that it trusts for a while, and the page."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from compositor.errors import InvalidInput
+from lipsync.doctor import Finding, State
+
+SOON_DAYS = 14
+_WAIT_S = 10.0
+
+
+def check_address(url: str) -> Iterator[Finding]:
+    """url: of the page, https://host or http://host. Raises InvalidInput for what is none."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput(f"{url!r} is no address of a page: give such as https://avatars.example.org")
+    if parts.scheme == "https":
+        finding = _check_certificate(url, parts.hostname, parts.port or 443)
+        yield finding
+        if finding.state is State.WRONG:
+            return
+    elif parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        yield Finding(url, State.WRONG, "browsers give no microphone to pages without HTTPS", "serve it by HTTPS")
+    yield _check_page(url, parts.hostname, parts.port, parts.scheme == "https")
+
+
+def _check_certificate(url: str, host: str, port: int) -> Finding:
+    context = ssl.create_default_context()
+    try:
+        with (
+            socket.create_connection((host, port), _WAIT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            certificate = secured.getpeercert()
+    except ssl.SSLCertVerificationError as error:
+        return Finding(url, State.WRONG, f"the certificate is not good: {error.verify_message}", _mend(error))
+    except ssl.SSLError as error:
+        return Finding(url, State.WRONG, f"no TLS is spoken there: {error.reason}", "let a proxy terminate TLS there")
+    except OSError as error:
+        advice = "start the proxy, or mend the name or the firewall"
+        return Finding(url, State.WRONG, f"it cannot be reached: {error}", advice)
+    ends = str((certificate or {}).get("notAfter"))
+    days = (ssl.cert_time_to_seconds(ends) - time.time()) / 86_400
+    if days < SOON_DAYS:
+        return Finding(url, State.WARNING, f"the certificate ends in {days:.0f} days ({ends})", "renew it")
+    return Finding(url, State.OK, f"the certificate is good for {days:.0f} days")
+
+
+def _mend(error: ssl.SSLCertVerificationError) -> str:
+    if "expired" in error.verify_message:
+        return "renew it"
+    if "not yet valid" in error.verify_message:
+        return "set the clock, here or where it was made"
+    if "match" in error.verify_message:
+        return "get one for this name"
+    return "send the whole chain, and get the certificate from an authority that browsers know"
+
+
+def _check_page(url: str, host: str, port: int | None, secured: bool) -> Finding:
+    kind = http.client.HTTPSConnection if secured else http.client.HTTPConnection
+    connection = kind(host, port, timeout=_WAIT_S)
+    try:
+        connection.request("GET", "/readyz")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return Finding(
+            url, State.WRONG, f"no answer: {error}", "start the service, and let the proxy lead to http.port"
+        )
+    finally:
+        connection.close()
+    if status == 200:
+        return Finding(url, State.OK, "the service answers, and is ready")
+    if status == 503:
+        return Finding(url, State.WRONG, "the service answers, and is not ready", "see what is said of Triton")
+    advice = "let the proxy lead to http.port, every path and WebSocket"
+    return Finding(url, State.WRONG, f"something else answers: HTTP {status}", advice)
