@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -72,7 +72,7 @@ class Fleet:
         longer under way when this returns or raises. tenant: on whose behalf it is, where the model's name does not
         say it: an audio encoder is asked, and loaded, where those are who need it. Raises what the request and a load
         raise, Overloaded where no server has room, and TritonUnavailable where none could be reached for
-        `triton.restart_wait_s`.
+        `triton.restart_wait_s`; while there is another to ask, that time does not count.
         """
         own = tenant_of(model)
         if tenant and own != tenant:
@@ -80,6 +80,7 @@ class Fleet:
         tenant = tenant or own
         give_up: Deadline | None = None
         full: list[Endpoint] = []
+        failed: list[Endpoint] = []
         reason: Overloaded | None = None
         while True:
             endpoint = self._placement.find(tenant, model, full)
@@ -103,12 +104,19 @@ class Fleet:
                 endpoint.residency.forget(model, lost=True)
             except TritonUnavailable as error:
                 # Without its region Triton is there, and restarted: the next request brings it a new one.
-                if endpoint and not isinstance(error, RegionLost):
-                    endpoint.failed(falls)
+                if endpoint:
+                    failed.append(endpoint)
+                    if not isinstance(error, RegionLost):
+                        endpoint.failed(falls)
                 give_up = give_up or Deadline.after(self._restart_wait_s)
-                if min(give_up.at_s, deadline.at_s) <= time.monotonic() + _BACK_OFF_S:
+                left_s = min(give_up.at_s, deadline.at_s) - time.monotonic()
+                if left_s <= _BACK_OFF_S and (isinstance(error, RegionLost) or not self._is_another([*failed, *full])):
                     raise
             await asyncio.sleep(min(_BACK_OFF_S, deadline.remaining_s()))
+
+    def _is_another(self, tried: Collection[Endpoint]) -> bool:
+        """Whether there is a server to ask besides those."""
+        return any(endpoint.up and endpoint not in tried for endpoint in self._endpoints)
 
     @asynccontextmanager
     async def _awaited(

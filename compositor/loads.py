@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from .budget import Holding
+from .budget import MB, Holding
 from .connection import ModelNotLoaded
 from .errors import LipsyncError, Overloaded, Stopping, TenantBroken, TritonUnavailable
 from .evictions import Evictions
@@ -124,11 +124,17 @@ class Loads:
 
     async def _carry_out(self, plan: Plan) -> None:
         for name in plan.refusals:
-            words = f"no room for {name!r}: all models that are loaded are in use"
-            self._settle(self._holdings.model(name), Overloaded(words, retry_after_s=self._evictions.retry_s()))
+            self._settle(self._holdings.model(name), self._refusal(name))
         for name, device in plan.grants.items():
             self._begin(self._holdings.model(name), self._devices[device])
         await self._evictions.evict(plan.evictions)
+
+    def _refusal(self, name: str) -> Overloaded:
+        size_mb = self._holdings.facts(name).bytes / MB
+        if 0 < self._settings.max_mb < size_mb:
+            return Overloaded(f"{name!r} takes {size_mb:.0f} MB: more than residency.max_mb allows for all models")
+        words = f"no room for {name!r}: the models that are loaded are in use, or were a moment ago"
+        return Overloaded(words, retry_after_s=self._evictions.retry_s())
 
     def _refuse_all(self, error: LipsyncError) -> None:
         for model in list(self._queue):

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from .budget import Holding
 from .deadline import Deadline
-from .errors import DeadlinePassed, LipsyncError, Overloaded, Stopping
+from .errors import DeadlinePassed, LipsyncError, Overloaded, Stopping, TritonUnavailable
 from .evictions import Evictions
 from .holdings import Holdings, Model
 from .host_lock import HostLock
@@ -98,6 +98,8 @@ class Residency:
         self._leases = 0
         self._closed = False
         self._starting: asyncio.Task[None] | None = None
+        self._preload = list(dict.fromkeys(settings.preload))
+        """What is still to be loaded, once."""
         self._complaints: dict[str, str] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -145,9 +147,12 @@ class Residency:
         self._holdings.clear()
 
     async def drop(self, name: str) -> None:
-        """Unloads a model that was loaded from here, after the requests under way."""
-        model = self._holdings.models.get(name)
-        if model is None or (name in self._settings.pinned and self._facts(name).stamp is not None):
+        """Unloads a model that was loaded from here, after the requests under way.
+
+        Not one that is pinned or, as an audio encoder, everybody's, unless its files are gone.
+        """
+        model, facts = self._holdings.models.get(name), self._facts(name)
+        if model is None or (facts.stamp is not None and (name in self._settings.pinned or not facts.evictable)):
             return
         if model.state is State.LOADING:
             model.unwanted = True
@@ -169,11 +174,9 @@ class Residency:
 
     async def watch(self) -> None:
         """Loads what is pinned or preloaded, and keeps the server's models in order, until it is cancelled."""
-        wanted = [*self._settings.pinned, *self._settings.preload]
         while True:
             if self._starting is None or self._starting.done():
-                self._starting = asyncio.create_task(self._start(wanted))
-                wanted = list(self._settings.pinned)
+                self._starting = asyncio.create_task(self._start())
             try:
                 await self._sweep()
             except LipsyncError as error:
@@ -253,19 +256,25 @@ class Residency:
     def _notice(self, error: LipsyncError | None) -> None:
         self._loads.notice(error)
 
-    async def _start(self, names: Sequence[str]) -> None:
+    async def _start(self) -> None:
         """Loads models, one after the other, so that those who wait for theirs come in between."""
-        for name in names:
+        for name in self._settings.pinned:
             await self._start_one(name)
+        for name in list(self._preload):
+            if not isinstance(await self._start_one(name), TritonUnavailable):
+                self._preload.remove(name)
 
-    async def _start_one(self, name: str) -> None:
+    async def _start_one(self, name: str) -> LipsyncError | None:
+        """Loads a model, or says why it is not."""
         try:
             await self.ensure(name, Deadline.after(_START_S))
-            self._complaints.pop(name, None)
         except LipsyncError as error:
             if self._complaints.get(name) != error.message:
                 log.warning("%s is not loaded at the start: %s", name, error.message)
             self._complaints[name] = error.message
+            return error
+        self._complaints.pop(name, None)
+        return None
 
     async def _sweep(self) -> None:
         self._holdings.refresh()

@@ -47,11 +47,6 @@ class Usage:
             tally.counted = use.count
         self._forget_the_least(uses, now_s)
 
-    def restart(self, model: str) -> None:
-        """The model was loaded anew: the server counts from 0."""
-        if model in self._tallies:
-            self._tallies[model].counted = 0
-
     def frames(self, model: str, now_s: float) -> float:
         """The decayed number of frames as of `now_s`; 0.0 for a model never seen."""
         tally = self._tallies.get(model)

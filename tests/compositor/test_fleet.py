@@ -114,6 +114,21 @@ async def test_a_server_that_cannot_even_load_is_left_too(fleet: Fleet, servers:
     assert await fleet.serve("t", soon(), request) == SECOND
 
 
+async def test_where_nobody_waits_for_a_restart_others_are_asked_all_the_same(servers: Servers) -> None:
+    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    went, request = answers(TritonUnavailable("gone"), TritonUnavailable("gone"))
+    assert await fleet.serve("t", soon(), request) == THIRD
+    assert went == [FIRST, SECOND, THIRD]
+    with pytest.raises(TritonUnavailable):
+        await fleet.serve("t", soon(), answers(TritonUnavailable("gone"))[1])
+
+
+async def test_a_region_that_is_lost_again_and_again_is_the_end(servers: Servers) -> None:
+    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    with pytest.raises(RegionLost):
+        await fleet.serve("t", soon(), answers(RegionLost("restarted"))[1])
+
+
 @pytest.mark.parametrize(
     "fault", [InferenceFailed("boom"), TenantBroken("NaN"), Overloaded("queue"), NoAnswer("late"), RuntimeError("ours")]
 )

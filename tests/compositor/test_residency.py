@@ -338,6 +338,22 @@ def test_pinned_and_preloaded_models_are_loaded_at_the_start_and_the_pinned_stay
     play(scene, pinned=("t0",), preload=("t1",))
 
 
+def test_what_is_preloaded_is_so_when_the_server_is_there_once(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.server.down = True
+        watching = go(world.residency.watch())
+        await asyncio.sleep(5)
+        world.server.down = False
+        await asyncio.sleep(5)
+        assert world.server.ready() == {"t0", "t1"}
+        await world.server.unload("t1")
+        await asyncio.sleep(5)
+        assert world.server.ready() == {"t0"}
+        watching.cancel()
+
+    play(scene, preload=("t0", "missing", "t1"))
+
+
 def test_a_pinned_model_that_does_not_load_stops_nothing(play: Play) -> None:
     async def scene(world: World) -> None:
         watching = go(world.residency.watch())
@@ -360,8 +376,9 @@ def test_the_budget_in_bytes(play: Play) -> None:
         await world.use("big")
         assert sorted(world.server.unloads) == ["t0", "t1", "t2"]
         assert world.server.bytes_on(CPU) <= 200_000_000
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match="takes 210 MB: more than") as refused:
             await world.use("bigger")
+        assert refused.value.retry_after_s is None, "it will never fit"
         assert len(world.server.unloads) == 3, "nobody leaves for one that will never fit"
 
     play(scene, max_models=20, max_mb=200)
@@ -386,6 +403,18 @@ def test_encoders_take_bytes_but_no_place_and_stay(play: Play) -> None:
             await world.use(name)
         assert "encoder" in world.server.ready()
         assert world.counts[0].occupancy["cpu"] == (3, 4 * SIZE)
+
+    play(scene)
+
+
+def test_an_encoder_that_is_there_is_not_dropped(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await world.use("encoder")
+        await world.residency.drop("encoder")
+        assert world.server.ready() == {"encoder"}
+        del world.files.sizes["encoder"]
+        await world.residency.drop("encoder")
+        assert world.server.unloads == ["encoder"]
 
     play(scene)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from compositor.proto import lipsync_v1_pb2 as pb
-from compositor.settings import Settings
+from compositor.settings import Settings, TritonSettings
+from lipsync.tenant_list import list_tenants
 from lipsync.tritonserver import EmbeddedTriton, TritonHome
 
 from ..conftest import ServiceThread, connect
@@ -73,3 +74,13 @@ def test_without_it(repository: Path, restricted: EmbeddedTriton, tmp_path: Path
     with serving(repository, restricted, path) as address, pytest.raises(grpc.RpcError) as caught:
         ask(address)
     assert "name the file that holds it in the setting triton.key_file" in str(caught.value)
+
+
+def test_what_is_loaded_is_told_to_who_has_the_key(
+    repository: Path, restricted: EmbeddedTriton, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(KEY)
+    settings = TritonSettings(endpoints=(restricted.grpc,), key_file=tmp_path / "key")
+    assert list_tenants(repository, settings)[1] == {}
+    _, refused = list_tenants(repository, TritonSettings(endpoints=(restricted.grpc,)))
+    assert "the setting triton.key_file" in refused[restricted.grpc]

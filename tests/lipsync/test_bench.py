@@ -21,7 +21,7 @@ from compositor.errors import InvalidInput, LipsyncError
 from lipsync import architecture
 from lipsync.app import build
 from lipsync.bench import machine, parts, subjects, wire
-from lipsync.bench.clocks import Clock, Contestant, Cost, Rounds, take_turns
+from lipsync.bench.clocks import Clock, Contestant, Cost, Rounds, living_cpu_s, take_turns
 from lipsync.bench.figures import PartReport, Spread
 from lipsync.bench.part import Part, Run, carry_out
 from lipsync.fusing import MASK
@@ -62,6 +62,15 @@ def test_the_clock_reads_the_cpu_of_another_session() -> None:
                 assert time.monotonic() < deadline, "the loop of the other session shows no CPU time"
         finally:
             os.killpg(busy.pid, signal.SIGKILL)
+
+
+def test_processes_that_are_gone_took_no_cpu() -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    begin = time.process_time()
+    spent = living_cpu_s([os.getpid(), gone.pid])
+    assert begin <= spent <= time.process_time()
+    assert living_cpu_s([gone.pid]) == 0
 
 
 def test_contestants_take_turns_and_each_round_begins_with_another() -> None:

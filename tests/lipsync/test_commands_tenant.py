@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from compositor.errors import InvalidInput
+from compositor.settings import TritonSettings
 from compositor.tenant import MANIFEST, Tenant, tenant_names
 from lipsync import app, repository
 from lipsync.commands import console, tenant
@@ -34,7 +35,7 @@ class Done:
 
 Lipsync = Callable[..., Done]
 NOWHERE = "127.0.0.1:1"
-SILENT = f"Triton at {NOWHERE} does not answer: what it has loaded is not known"
+SILENT = f"Triton at {NOWHERE}: it does not answer; what it has loaded is not known"
 
 
 @pytest.fixture(autouse=True)
@@ -180,10 +181,10 @@ def test_lists_are_json_for_programs(models: Path, lipsync: Lipsync) -> None:
 
 
 def test_lists_show_what_is_loaded(models: Path, lipsync: Lipsync, monkeypatch: pytest.MonkeyPatch) -> None:
-    def entries(repository: Path, tritons: Sequence[str]) -> tuple[list[Entry], list[str]]:
-        assert (repository, tritons) == (models, ("a:1", "b:1"))
+    def entries(repository: Path, settings: TritonSettings) -> tuple[list[Entry], dict[str, str]]:
+        assert (repository, settings.endpoints) == (models, ("a:1", "b:1"))
         loaded = [Copy("a:1", "unloading", "gpu0", 7, 0.0), Copy("b:1", "ready", "gpu1", 35, time.time() - 600)]
-        return [Entry("anna", copies=loaded), Entry("berta", copies=loaded[:1]), Entry("carla")], []
+        return [Entry("anna", copies=loaded), Entry("berta", copies=loaded[:1]), Entry("carla")], {}
 
     monkeypatch.setattr(tenant, "list_tenants", entries)
     listed = lipsync("tenant", "list", "-r", models, "--triton", "a:1, b:1")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compositor.catalogue import CONFIG, Catalogue
+from compositor.settings import TritonSettings
 from compositor.tenant import FORMAT, MANIFEST, Manifest, read_manifest
 from lipsync import tenant_list
 from lipsync.sources import open_source
@@ -146,12 +147,12 @@ def test_tritons_say_what_is_loaded_where_and_how_it_is_used(models: Path, trito
             inputs[0].set_data_from_numpy(np.zeros((3, 1), np.int32))
             inputs[1].set_data_from_numpy(np.zeros((3, 32, 16, 16), np.float32))
             client.infer("anna", inputs)
-        tritons = [first.grpc, second.grpc]
+        tritons = TritonSettings(endpoints=(first.grpc, second.grpc))
         # Triton counts a request only after it was answered.
         while not (listed := list_tenants(models, tritons))[0][0].copies[0].uses:
             assert time.time() < begun_s + 60
     (anna, berta), silent = listed
-    assert silent == []
+    assert silent == {}
     assert berta.copies == []
     used, idle = anna.copies
     assert (used.triton, used.state, used.device, used.uses) == (first.grpc, "ready", "cpu", 3)
@@ -164,7 +165,7 @@ def test_tritons_that_do_not_answer_are_named(models: Path, monkeypatch: pytest.
     monkeypatch.setattr(tenant_list, "PATIENCE_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (free, silent)]
-        entries, unanswered = list_tenants(models, addresses)
-    assert unanswered == addresses
+        addresses = tuple(f"127.0.0.1:{each.getsockname()[1]}" for each in (free, silent))
+        entries, unanswered = list_tenants(models, TritonSettings(endpoints=addresses))
+    assert unanswered == dict.fromkeys(addresses, "it does not answer")
     assert [entry.copies for entry in entries] == [[]]

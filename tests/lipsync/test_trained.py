@@ -27,6 +27,7 @@ from training.metrics import Track, closures_reached, measure, silent_frames
 from training.model_card import rewritten
 from training.mouth_in_pictures import MouthGauge
 from training.phonemes import Phone
+from training.speech import make_lines
 
 SENTENCE = Path(__file__).parent / "held_out" / "sentence.wav"
 FRAMES = range(60, 72)  # of the avatar's, to speak on to and fro
@@ -64,6 +65,13 @@ def frames(heard: NDArray[np.float32]) -> list[tuple[int, Pixels]]:
         for number, mouth in zip(some, mouths, strict=True):
             shown.append((number, paste(stills[number], merge_planes(mouth), boxes[number], "feather")))
     return shown
+
+
+def test_the_sentence_was_held_out() -> None:
+    report = json.loads((trained.FOLDER / trained.REPORT).read_text())
+    text = json.loads(SENTENCE.with_suffix(".json").read_text())["text"]
+    assert text == make_lines("held_out", report["sentences"], report["seed"])[0].text
+    assert text not in {line.text for line in make_lines("train", report["sentences"], report["seed"])}
 
 
 @pytest.fixture(scope="module")

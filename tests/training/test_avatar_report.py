@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the training extra is not installed
 from torch import Tensor  # noqa: E402
 
 from training.avatar_model import MOUTH_AREA  # noqa: E402
-from training.avatar_report import contact_sheet, predict_crop, psnr_db, report_avatar  # noqa: E402
+from training.avatar_report import contact_sheet, predict_crop, report_avatar  # noqa: E402
 from training.packed import PackedUNet  # noqa: E402
 from training.pictures import Moments, Pictures, draw_pictures  # noqa: E402
 
@@ -28,12 +28,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     shapes = np.array([[0.0, 0.5, 0.0, 0.6, 0.5], [0.8, 0.5, 0.0, 0.6, 0.5]], np.float32)
     moments = Moments(np.array([0, 1]), shapes, np.zeros((2, 32, 16, 16), np.float16))
     return draw_pictures(avatar, moments, tmp_path_factory.mktemp("pictures"))
-
-
-def test_noise_of_known_strength_has_its_ratio() -> None:
-    grey = np.full((50, 50, 3), 100, np.uint8)
-    assert psnr_db(grey, grey) == float("inf")
-    assert psnr_db(grey, grey + np.uint8(10)) == pytest.approx(28.13, abs=0.01)
 
 
 def test_a_prediction_is_set_into_the_frame_at_rest(pictures: Pictures) -> None:

@@ -12,9 +12,10 @@ from lipsync.model_check import inspect, inspect_encoder
 
 torch = pytest.importorskip("torch", reason="the training extra is not installed")
 
-from training.__main__ import avatar, encoder, speech  # noqa: E402
+from training.__main__ import avatar, encoder, evaluate, main, speech  # noqa: E402
 from training.checkpoints import load_model  # noqa: E402
 from training.encoder import MouthReader  # noqa: E402
+from training.targets import Target  # noqa: E402
 
 needs_synthesisers = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("espeak-ng")), reason="flite and espeak-ng are not installed"
@@ -44,6 +45,36 @@ def test_from_nothing_to_both_models(
     sheet = cv2.imread(str(output / "avatar.png"))
     assert sheet is not None
     assert sheet.shape == (328, 8 * 164, 3)
+
+
+def test_evaluation_says_which_targets_are_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = [
+        Target("this", 0.91, "at least", 0.9),
+        Target("that", 12.5, "at most", 10, "ms a frame"),
+        Target("nothing", None, "at least", 80, "%"),
+    ]
+    monkeypatch.setattr("training.__main__.evaluate_models", lambda *_: reached)
+    evaluate(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "met     this: 0.91, at least 0.9",
+        "MISSED  that: 12.5 ms a frame, at most 10",
+        "MISSED  nothing: nothing to measure, at least 80",
+    ]
+    assert str(tmp_path / "evaluation.json") in lines[-1]
+
+
+def test_what_is_refused_is_one_line_and_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["training", "avatar", str(tmp_path / "out"), "--work", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert said.err == f"error: checkpoint: {tmp_path / 'encoder.pt'} is missing; train it first\n"
 
 
 def test_a_missing_or_other_checkpoint_is_refused(tmp_path: Path) -> None:

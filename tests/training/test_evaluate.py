@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -22,10 +23,9 @@ from training.filming import prepare_repository
 from training.model_card import BEGIN, END
 from training.phonemes import Phone
 from training.recordings import Recording
-from training.takes import Take
+from training.speech import UNSEEN_VOICE, make_lines
+from training.takes import Take, steady_frames
 from training.visemes import mouth_shapes
-
-pytestmark = pytest.mark.triton
 
 prepare_small = functools.partial(prepare_repository, frames=6, width=640, height=360)
 PHONES = (
@@ -49,6 +49,18 @@ def silent(stage: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
+@pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed")
+def test_slow_speech_is_held_out_known_and_has_held_vowels(tmp_path: Path) -> None:
+    """What jitter is measured on."""
+    lines = [line for line in make_lines("held_out", 60) if line.voice.synthesiser == "flite"]
+    takes = module._slow_takes(Selection(60, 0, 1, tmp_path / "speech"), silent)
+    assert [(take.text, take.voice) for take in takes] == [(line.text, line.voice.name) for line in lines]
+    assert len(takes) > 0
+    assert UNSEEN_VOICE.name not in {take.voice for take in takes}
+    assert sum(len(steady_frames(take)) for take in takes) > 5
+
+
+@pytest.mark.triton
 def test_it_leaves_a_report_a_picture_and_a_card(
     triton_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

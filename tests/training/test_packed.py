@@ -51,6 +51,16 @@ def test_a_part_is_the_same_as_in_the_whole_but_near_its_border() -> None:
         assert module.predict(visual[..., columns], audio, (rows, columns)).shape == (1, 3, 320, 192)
 
 
+def test_what_is_shown_is_not_predicted() -> None:
+    visual = torch.rand(1, 6, 320, 320)
+    with torch.no_grad():
+        output = worn_in(0.125).predict(visual, torch.rand(1, 32, 16, 16))
+    changed = (output != visual[:, :3]).any(1)[0]
+    assert changed[5:310, 5:315].float().mean() > 0.9
+    changed[5:310, 5:315] = False
+    assert not changed.any()
+
+
 def test_the_graph_is_the_module() -> None:
     module = worn_in(0.125)
     random = np.random.default_rng(1)

@@ -181,6 +181,7 @@ def test_training_moves_the_picture_and_goes_on(
     monkeypatch.setattr("training.avatar_model._SAVE_EVERY", 1)
     drawn = draw_pictures(avatar, moments([0.8, 0.8], [0, 1]), tmp_path / "pictures")
     options = AvatarOptions(width=0.125, listening=1, steps=2, again=1, whole=1, pictures=1)
+    whole = train_avatar(drawn, options, tmp_path / "whole.pt", lambda *_: None)
     steps, losses = list[tuple[str, int]](), list[float]()
 
     class Stop(Exception):
@@ -199,3 +200,5 @@ def test_training_moves_the_picture_and_goes_on(
     assert all(np.isfinite(losses))
     assert losses[1] > 0.1, "an untrained model shows the mouth at rest"
     assert float(model.head.weight.detach().abs().max()) > 0
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value.float(), model.state_dict()[name].float(), atol=1e-5), name

@@ -5,20 +5,13 @@ from typing import Any
 
 import pytest
 
-from compositor.errors import InvalidInput
-from training.model_card import BEGIN, END, number, rewritten
 from training.targets import KNOWN, UNSEEN, Target, targets
 
 CASE: dict[str, Any] = {
-    "sentences": 48, "seconds": 212.4, "closures": 190, "silent_frames": 1800,
     "correlation": 0.93, "lag_frames": -1, "closures_reached": 0.85, "silence_closed": 0.995, "mouth_psnr_db": 30.5,
     "mouth_ssim": 0.93, "colour_step_at_crop": 0.4, "colour_step_at_roi": 1.2, "in_noise": {"correlation": 0.9},
 }  # fmt: skip
 REPORT: dict[str, Any] = {
-    "command": "python -m training evaluate",
-    "date": "2026-01-02T03:04:05+00:00",
-    "commit": "abc",
-    "machine": {"cpu": "a processor", "cores": 2},
     "models": {"bytes": 6_000_000},
     "cases": {KNOWN: dict(CASE), UNSEEN: dict(CASE)},
     "jitter": {"frames": 50, "predicted": 0.012, "truth": 0.004},
@@ -59,41 +52,24 @@ def test_each_limit_counts(changes: dict[str, Any], missed: str) -> None:
     assert target.what.endswith(UNSEEN)
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "missed"),
+    [
+        ("jitter", {"predicted": 0.03, "truth": 0.005}, "jitter in held vowels, above the truth's"),
+        ("milliseconds", {"1": {"both": 9.0}, "2": {"both": 10.1}}, "tenant and encoder, batch 4, 2 threads"),
+        ("models", {"bytes": 20_000_001}, "both models together"),
+    ],
+)
+def test_the_limits_of_both_models_together_count(part: str, values: dict[str, Any], missed: str) -> None:
+    assert [target.what for target in targets({**REPORT, part: values}) if not target.met] == [missed]
+
+
 def test_a_known_voice_must_be_followed_more_closely_than_an_unseen_one() -> None:
     report = with_({"correlation": 0.85})
     report["cases"][KNOWN]["correlation"] = 0.89
     assert [target.what for target in targets(report) if not target.met] == [
         f"correlation of the opening with the truth, {KNOWN}"
     ]
-
-
-def test_the_card_has_the_figures_between_its_marks_and_keeps_the_rest() -> None:
-    found = [
-        {"what": "this", "value": 0.9234, "bound": "at least", "limit": 0.9, "unit": "", "met": True},
-        {"what": "that", "value": 12.5, "bound": "at most", "limit": 10, "unit": "ms", "met": False},
-        {"what": "nothing", "value": None, "bound": "at least", "limit": 80, "unit": "%", "met": False},
-    ]
-    card = rewritten(f"before\n{BEGIN}\nold\n{END}\nafter\n", {**REPORT, "targets": found})
-    assert card.startswith(f"before\n{BEGIN}\n")
-    assert card.endswith(f"\n{END}\nafter\n")
-    assert "old" not in card
-    assert "| this | 0.923 | at least 0.9 | met |" in card
-    assert "| that | 12.5 ms | at most 10 ms | **missed** |" in card
-    assert "| nothing | nothing to measure | at least 80 % | **missed** |" in card
-    assert "Known voices: 48 sentences, 212 s, 190 p, b and m, 1800 silent frames." in card
-    assert rewritten(card, {**REPORT, "targets": found}) == card
-
-
-def test_a_card_without_marks_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="no place for figures"):
-        rewritten("no marks", REPORT)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.90001, "0.9"), (99.95, "100"), (100.0, "100"), (1, "1"), (1.234, "1.23")]
-)
-def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert number(value) == text
 
 
 def test_a_limit_itself_is_met() -> None:

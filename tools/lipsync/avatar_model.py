@@ -1,4 +1,4 @@
-"""The avatar's constructed models: a mouth that follows loudness and the audio encoder that tells it the loudness.
+"""Models built by hand for tests and benchmarks: a mouth that follows loudness, and the encoder that tells it of it.
 
 Both keep the interface of the model family, so they pass through every stage as trained ones do; built from plain ONNX
 operators, without training. An embedding has 512 elements: element 32 * c + b is the level of coarse band b (0..31, low
@@ -46,7 +46,7 @@ QUIET, NOISY, LOUD = 0.22, 0.32, 0.48
 
 
 def loudness_encoder() -> onnx.ModelProto:
-    """The demo's audio encoder: `mel_spectrogram` FP32 [n,1,80,16] in [-4,4] -> `audio_features` FP32 [n,512].
+    """The encoder of `mouth_model`: `mel_spectrogram` FP32 [n,1,80,16] in [-4,4] -> `audio_features` FP32 [n,512].
 
     See the module's docstring for what the elements are.
     """

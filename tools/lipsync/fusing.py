@@ -7,7 +7,7 @@ the prediction into the crop's border happen in the graph. The uploaded nodes an
 Everything around the model works on bytes, and on colour planes as the model does; DequantizeLinear and QuantizeLinear
 are one pass each where Cast and Mul are two. Crops come and mouths go as planes, because a Transpose costs ten times
 what the compositor takes to merge them, and one before the model is pushed on into the uploaded graph by ONNX Runtime's
-optimizer, which leaves element-wise layers in a layout that made the demo's model 12 times slower.
+optimizer, which leaves element-wise layers in a layout that made one model 12 times slower.
 """
 
 from __future__ import annotations

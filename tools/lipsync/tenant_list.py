@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from compositor.catalogue import CONFIG, memory_of
-from compositor.errors import LipsyncError
+from compositor.errors import DeadlinePassed, LipsyncError, TritonUnavailable
 from compositor.inference import Triton
 from compositor.models import Use
 from compositor.settings import TritonSettings
@@ -62,20 +61,21 @@ class Entry:
     copies: list[Copy] = field(default_factory=list)
 
 
-def list_tenants(repository: Path, tritons: Sequence[str]) -> tuple[list[Entry], list[str]]:
-    """The tenants by name, and the addresses of the Tritons that did not answer."""
-    return asyncio.run(_list_tenants(repository, tritons))
+def list_tenants(repository: Path, settings: TritonSettings) -> tuple[list[Entry], dict[str, str]]:
+    """The tenants by name; and by its address, why a Triton does not say what it has loaded. Raises SettingsInvalid."""
+    return asyncio.run(_list_tenants(repository, settings))
 
 
-async def _list_tenants(repository: Path, tritons: Sequence[str]) -> tuple[list[Entry], list[str]]:
-    asking = [asyncio.create_task(_copies(triton)) for triton in tritons]
+async def _list_tenants(repository: Path, settings: TritonSettings) -> tuple[list[Entry], dict[str, str]]:
+    asking = [asyncio.create_task(_copies(triton, settings)) for triton in settings.endpoints]
     entries = await asyncio.to_thread(read_entries, repository)
-    answers = await asyncio.gather(*asking)
+    answers = dict(zip(settings.endpoints, await asyncio.gather(*asking), strict=True))
     named = {entry.tenant: entry for entry in entries}
-    for copies in filter(None, answers):
-        for model in copies.keys() & named.keys():
-            named[model].copies.append(copies[model])
-    return entries, [triton for triton, copies in zip(tritons, answers, strict=True) if copies is None]
+    for copies in answers.values():
+        if not isinstance(copies, str):
+            for model in copies.keys() & named.keys():
+                named[model].copies.append(copies[model])
+    return entries, {triton: reason for triton, reason in answers.items() if isinstance(reason, str)}
 
 
 def read_entries(repository: Path) -> list[Entry]:
@@ -124,13 +124,15 @@ def _content(path: str) -> str:
         os.close(descriptor)
 
 
-async def _copies(triton: str) -> dict[str, Copy] | None:
-    """The models in a Triton's memory; None where it does not answer."""
-    server = Triton(TritonSettings(endpoints=(triton,), shared_memory="off"), triton)
+async def _copies(triton: str, settings: TritonSettings) -> dict[str, Copy] | str:
+    """The models in a Triton's memory, or why it does not say."""
+    server = Triton(settings, triton)
     try:
         return await asyncio.wait_for(_ask(server), PATIENCE_S)
-    except (LipsyncError, asyncio.TimeoutError):
-        return None
+    except (TritonUnavailable, DeadlinePassed, asyncio.TimeoutError):
+        return "it does not answer"
+    except LipsyncError as error:
+        return error.message
     finally:
         await server.close()
 

@@ -73,6 +73,7 @@ def train_avatar(
     for step, (visual, audio, target) in enumerate(batches, start=first + 1):
         part, rate = plan(step, options)
         _set_rate(optimizer, rate)
+        torch.manual_seed(options.seed + step)  # what is left out is the same from wherever training goes on
         optimizer.zero_grad(set_to_none=True)
         rows, columns = part
         seen = visual[:, :, rows, columns].contiguous(memory_format=torch.channels_last)

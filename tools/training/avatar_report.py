@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compositor.blending import Pixels, set_prediction
+from compositor.blending import ROI_BORDER, Pixels, set_prediction
 from training.avatar_model import MOUTH_AREA
 from training.packed import PackedUNet
+from training.picture_quality import psnr_db
 from training.pictures import Pictures, roi, visual
 
 _TILE: Final = 164  # pixels a side of a contact sheet's picture
-_FULL_SCALE_DB: Final = 10 * np.log10(255.0**2)
 
 
 def predict_crop(model: PackedUNet, pictures: Pictures, index: int) -> Pixels:
@@ -26,12 +26,6 @@ def predict_crop(model: PackedUNet, pictures: Pictures, index: int) -> Pixels:
     with torch.no_grad():
         output = model(torch.from_numpy(visual(own, own)[None]), torch.from_numpy(audio[None]))
     return set_prediction(crop, output[0].numpy())
-
-
-def psnr_db(first: Pixels, second: Pixels) -> float:
-    """The peak signal-to-noise ratio of two pictures of one shape, dB; infinite where they are equal."""
-    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
-    return float(_FULL_SCALE_DB - 10 * np.log10(error)) if error > 0 else float("inf")
 
 
 def report_avatar(model: PackedUNet, pictures: Pictures) -> dict[str, Any]:
@@ -66,9 +60,8 @@ def contact_sheet(model: PackedUNet, pictures: Pictures, columns: int = 8) -> Pi
 
 
 def _mouth(crop: Pixels) -> NDArray[np.uint8]:
-    border = (crop.shape[0] - 320) // 2
-    rows, columns = MOUTH_AREA
-    return crop[rows.start + border : rows.stop + border, columns.start + border : columns.stop + border]
+    rows, columns = (slice(side.start + ROI_BORDER, side.stop + ROI_BORDER) for side in MOUTH_AREA)
+    return crop[rows, columns]
 
 
 def _tile(crop: Pixels) -> NDArray[np.uint8]:

@@ -46,7 +46,7 @@ class Truth:
 
     def crop(self, frame: int, mouth: Mouth) -> tuple[Pixels, float]:
         """The part of a frame within `window`, and the opening that is read in the whole of it."""
-        # A thousandth of a part is a 35th of a pixel.
+        # A thousandth of a part is a 33rd of a pixel.
         return self._drawn(frame, *(round(float(getattr(mouth, part)), 3) for part in PARAMETERS))
 
     def rect(self, frame: int) -> Box:

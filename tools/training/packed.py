@@ -3,7 +3,8 @@
 At a small width nearly all the time goes into the layers at full resolution, however few their channels. So here four
 pixels are one with four times the channels (space to depth), the family's levels 1-5 follow at a reduced width, and the
 last convolution predicts four pixels at once: what to add to the picture in channels 0-2, which shows the face at rest.
-All that does not move thus stays as sharp as it was.
+All that does not move thus stays as sharp as it was. Nothing is added outside of the rectangle that is black in
+channels 3-5: there they show what is wanted, and the border of the one to the other would leave its traces.
 
 Upsampling does not align corners, as the family's does: so a layer does the same to a part of the picture as to the
 whole one but for the part's border, and most of the training needs no more than the part where the mouth is.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipsync.architecture import AUDIO_SHAPE, BATCH, MOUTH_SHAPE, VISUAL_SHAPE
+from lipsync.fusing import MASK
 from lipsync.graph_builder import GraphBuilder
 from training.networks import AudioBranch, Double, InvertedResidual, Normalised, wide
 
@@ -51,6 +53,8 @@ class PackedUNet(nn.Module):
             self.decoder.append(Double(below + skip, _wide(channels, width)))
             below = _wide(channels, width)
         self.head = nn.Conv2d(below, 4 * MOUTH_SHAPE[0], 1)
+        inside = torch.from_numpy(np.prod(np.broadcast_arrays(*_inside()), axis=0))
+        self.register_buffer("inside", inside, persistent=False)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(cast(Tensor, self.head.bias))
 
@@ -71,7 +75,16 @@ class PackedUNet(nn.Module):
         for block in self.decoder:
             x = functional.interpolate(x, scale_factor=2, mode="bilinear")
             x = block(torch.cat([x, skips.pop()], 1))
-        return visual[:, : MOUTH_SHAPE[0]] + unpack(self.head(x))
+        rows, columns = part
+        inside = cast(Tensor, self.inside)[:, :, rows, columns]
+        return visual[:, : MOUTH_SHAPE[0]] + inside * unpack(self.head(x))
+
+
+def _inside() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """1 where channels 3-5 are black, else 0: by rows [1,1,320,1] and by columns [1,1,1,320]."""
+    rows, columns = (np.zeros(size, np.float32) for size in MOUTH_SHAPE[1:])
+    rows[MASK[0]], columns[MASK[1]] = 1, 1
+    return rows.reshape(1, 1, -1, 1), columns.reshape(1, 1, 1, -1)
 
 
 def _wide(channels: int, width: float) -> int:
@@ -112,6 +125,9 @@ def packed_graph(module: PackedUNet) -> onnx.ModelProto:
     bias = cast(Tensor, module.head.bias)
     x = writer.convolution("head", module.head, x, _array(module.head.weight), _array(bias))
     change = writer.graph.node("DepthToSpace", [x], "unpack", blocksize=2)
+    sides = zip(("rows", "columns"), _inside(), strict=True)
+    inside = writer.graph.node("Mul", [writer.graph.constant(f"inside/{name}", side) for name, side in sides], "inside")
+    change = writer.graph.node("Mul", [change, inside], "change")
     bounds = (("first", 0), ("last", MOUTH_SHAPE[0]), ("axis", 1))
     indices = [writer.graph.constant(f"rest/{name}", np.array([value], np.int64)) for name, value in bounds]
     rest = writer.graph.node("Slice", [visual, *indices], "rest")

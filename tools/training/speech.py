@@ -48,7 +48,7 @@ VOICES: Final = (
     Voice("espeak", "en-gb-scotland+m3", 45),
     Voice("espeak", "en+m7", 40),
 )
-"""The voices of training. flite's are every other line: slt and awb were made from recordings of people."""
+"""The voices of training. flite's speak _FLITE_SHARE of the lines, for they were made from recordings of people."""
 UNSEEN_VOICE: Final = Voice("flite", "rms", 95)
 """Never trained on."""
 _FLITE_SHARE: Final = 0.6

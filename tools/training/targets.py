@@ -10,7 +10,7 @@ KNOWN: Final = "known voices"
 UNSEEN: Final = "unseen voice"
 _VOICES: Final = ((KNOWN, 0.9), (UNSEEN, 0.8))
 JITTER: Final = 0.02
-"""Half a pixel of a 720-line frame."""
+"""0.6 pixels of a 720-line frame."""
 MODELS_MB: Final = 20.0
 
 
@@ -32,7 +32,7 @@ class Target:
 
 
 def targets(report: Mapping[str, Any]) -> Iterator[Target]:
-    """The targets of a report as `training.__main__` puts it together."""
+    """The targets of a report as `training.evaluate` puts it together."""
     for voices, correlation in _VOICES:
         found = report["cases"][voices]
         yield Target(

@@ -66,9 +66,11 @@ class Round:
 def run(run: Run) -> PartReport:
     """Adds the tenants, starts Triton and the service, and measures."""
     if run.quick:
-        return measure(run, Sizes({"tiny": Subject("demo model, 320x240", _demo(320, 240, 4), 1, 0.5)}, concurrency=2))
+        return measure(
+            run, Sizes({"tiny": Subject("constructed mouth, small", _demo(320, 240, 4), 1, 0.5)}, concurrency=2)
+        )
     true = Subject("true graph, random weights", _true_graph, 2, 4.0)
-    return measure(run, Sizes({"demo": Subject("demo model", _demo(1280, 720, 24), 3, 1.5), "true": true}))
+    return measure(run, Sizes({"demo": Subject("constructed mouth", _demo(1280, 720, 24), 3, 1.5), "true": true}))
 
 
 def measure(run: Run, sizes: Sizes) -> PartReport:
@@ -96,8 +98,9 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
         f"{sizes.concurrency} requests of {sizes.batch} frames in flight. Ceiling: perf_analyzer from "
         f"{perf_analyzer.WHEEL} on the fused model, "
         f"shared memory, no compositor. Composite: {sizes.concurrency} calls of {sizes.batch} frames at once. "
-        f"Generate: {_streams(sizes)} at once, each with up to {BATCHES_AHEAD} requests in flight; the demo's encoder "
-        "hears the speech. Default settings, nothing bound to a core; the caller takes its CPU from the same machine."
+        f"Generate: {_streams(sizes)} at once, each with up to {BATCHES_AHEAD} requests in flight; the "
+        "constructed mouth's encoder hears the speech. Default settings, nothing bound to a core; the caller takes its "
+        "CPU from the same machine."
     )
     figures = [each for name, rounds in found.items() for each in _figures(sizes.subjects[name].case, rounds)]
     targets = [each for name, rounds in found.items() for each in _targets(sizes.subjects[name].case, rounds)]

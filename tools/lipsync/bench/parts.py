@@ -21,7 +21,7 @@ PARTS: tuple[Part, ...] = (
     stages.PART,
     efficiency.PART,
     live.PART,
-    tenants.part(tenants.Sizes(seconds=12, history_s=2, idle_s=4)),
+    tenants.part(tenants.Sizes(tenants=3000, pause_s=1, seconds=12, history_s=2, idle_s=4)),
     load.part(load.Demand(seconds=15)),
 )
 

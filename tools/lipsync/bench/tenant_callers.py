@@ -135,8 +135,7 @@ async def take(side: Side, turn: Turn) -> Answers:
             try:
                 load_s = await way(tenant, turn.timeout_s)
             except (grpc.RpcError, ValueError) as error:
-                words = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)
-                words = words.replace(tenant, "...")
+                words = _words(error).replace(tenant, "...")
                 answers.failures[words] = answers.failures.get(words, 0) + 1
             else:
                 (answers.misses_s if load_s else answers.hits_s).append(time.perf_counter() - asked)
@@ -146,6 +145,10 @@ async def take(side: Side, turn: Turn) -> Answers:
 
     await asyncio.gather(*(caller(number) for number in range(turn.callers)))
     return Answers(**{**vars(answers), "tenants": len(called), "wall_s": time.perf_counter() - begin})
+
+
+def _words(error: grpc.RpcError | ValueError) -> str:
+    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)
 
 
 def _wanted(turn: Turn) -> Iterator[tuple[int, str]]:

@@ -41,19 +41,25 @@ _TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Sizes:
-    """The tenants, how many may be loaded at once (`residency.max_models`), and the demand: callers for so long, each
-    with a pause of so many seconds in the mean between an answer and its next call. history_s: how long the most wanted
-    were called before. idle_s: how long the service is watched while nobody calls; all that was loaded before may be
-    unloaded then (`residency.min_resident_s`)."""
+    """The tenants, the places for them in Triton, and who wants them."""
 
     tenants: int = 11_000
     cache: int = 40
+    """How many may be loaded at once: `residency.max_models`."""
     callers: int = 8
     pause_s: float = 2.0
+    """Mean time between an answer and its caller's next call."""
     seconds: float = 60.0
+    """How long they call."""
     history_s: float = 5.0
+    """How long the most wanted were called before."""
     idle_s: float = 10.0
+    """How long the service is watched in between, while nobody calls; also `residency.min_resident_s`, so that any
+    model may be unloaded afterwards."""
     zipf: float = 1.0
+    """Exponent of the tenants' popularity."""
+    headroom: int = 1
+    """Places kept free: `residency.headroom`."""
 
     @property
     def case(self) -> str:
@@ -113,7 +119,11 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
     making_s, begin = time.perf_counter() - begin, time.perf_counter()
     with EmbeddedTriton(repository) as triton:
         triton_s, begin = time.perf_counter() - begin, time.perf_counter()
-        settings = {"residency.max_models": sizes.cache, "residency.min_resident_s": sizes.idle_s}
+        settings = {
+            "residency.max_models": sizes.cache,
+            "residency.min_resident_s": sizes.idle_s,
+            "residency.headroom": sizes.headroom,
+        }
         with service.running(repository, triton.grpc, run.folder, settings=settings) as served:
             service.wait_until_ready(served.address)
             compositor_s = time.perf_counter() - begin
@@ -137,7 +147,8 @@ def measure(run: Run, sizes: Sizes) -> PartReport:
         f"and the next call; each call wants {tenant_callers.FRAMES} frames, by Composite or Generate, of a tenant "
         f"chosen by Zipf (exponent {sizes.zipf:g}). Before, the {_warm(sizes)} most wanted ones were loaded, and "
         f"called by Zipf for {sizes.history_s:g} s, without a pause. "
-        f"`residency.min_resident_s` is {sizes.idle_s:g}, else the default settings. No call is made again."
+        f"`residency.min_resident_s` is {sizes.idle_s:g}, `residency.headroom` {sizes.headroom}, all else as by "
+        f"default. A call that fails is not made again."
     )
     return PartReport(
         "tenants", TITLE, how, "p50", list(figures_of(sizes, found)), targets_of(sizes, found), list(notes_of(found))
@@ -153,8 +164,8 @@ def _make(run: Run, repository: Path, sizes: Sizes) -> list[str]:
 
 
 def _warm(sizes: Sizes) -> int:
-    """As many as stay loaded: one place is kept free."""
-    return min(sizes.cache - 1, sizes.tenants)
+    """As many as stay loaded."""
+    return max(1, min(sizes.cache - sizes.headroom, sizes.tenants))
 
 
 def _fill(callers: Callers, names: list[str], sizes: Sizes) -> None:

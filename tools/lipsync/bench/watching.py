@@ -19,7 +19,8 @@ FIRST_FRAME, FRAME_GAP, LATE_FRAME, TOTAL = "first frame", "frame gap", "late fr
 def zipf_weights(count: int, exponent: float) -> list[float]:
     """Popularity of `count` tenants, the most wanted first: proportional to rank^-exponent (Zipf), in sum 1."""
     raw = [rank**-exponent for rank in range(1, count + 1)]
-    return [weight / sum(raw) for weight in raw]
+    total = sum(raw)
+    return [weight / total for weight in raw]
 
 
 class Audience:

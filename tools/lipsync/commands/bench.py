@@ -107,6 +107,7 @@ def triton(
 def tenants(
     tenants: Annotated[int, typer.Option("--tenants", "-n", min=2, max=60_000, help="How many there are.")] = 11_000,
     cache: Annotated[int, typer.Option(min=2, max=1000, help="How many may be loaded at once.")] = 40,
+    headroom: Annotated[int, typer.Option(min=0, max=100, help="How many of these places are kept free.")] = 1,
     callers: Annotated[int, typer.Option(min=1, max=200, help="Who calls, side by side.")] = 8,
     pause: Annotated[
         float, typer.Option(min=0, help="Mean time between an answer and its caller's next call, seconds.")
@@ -119,7 +120,7 @@ def tenants(
     quick: Quick = False,
 ) -> None:
     """Thousands of tenants, a few dozen of them loaded: start-up, list, memory, hits, loads, evictions, failures."""
-    sizes = many.Sizes(tenants, cache, callers, pause, _seconds(time), zipf=zipf)
+    sizes = many.Sizes(tenants, cache, callers, pause, _seconds(time), zipf=zipf, headroom=headroom)
     report = _measure([many.part(sizes)], quick=quick)
     write(output, "tenants", report)
     _tell(report, output / "tenants.md")

@@ -99,8 +99,7 @@ def list_(
 ) -> None:
     """List the tenants: what of them is loaded, where, when and how much it was used, and what it takes in memory."""
     options = {} if triton is None else {"triton.endpoints": ("--triton", triton)}
-    asked = read_settings(config, options=options).triton.endpoints
-    entries, silent = list_tenants(repository, asked)
+    entries, silent = list_tenants(repository, read_settings(config, options=options).triton)
     if as_json:
         typer.echo(json.dumps([_described(entry, known=not silent) for entry in entries], indent=2))
     elif not entries:
@@ -109,8 +108,8 @@ def list_(
         now_s = time.time()
         _write_columns([_HEADINGS, *(_row(entry, now_s, known=not silent) for entry in entries)])
     if entries:
-        for address in silent:
-            typer.echo(f"Triton at {address} does not answer: what it has loaded is not known", err=True)
+        for address, reason in silent.items():
+            typer.echo(f"Triton at {address}: {reason}; what it has loaded is not known", err=True)
 
 
 _HEADINGS = (
