@@ -23,8 +23,8 @@ bench: ## Measure the project: out/bench/report.md
 train: ## Train the demo's models anew, for hours, and put them in place; run again, it goes on
 	@tools/setup.sh training
 	.venv/bin/python -m training speech
-	.venv/bin/python -m training encoder out/trained
-	.venv/bin/python -m training avatar out/trained
+	.venv/bin/python -m training encoder out/trained --bfloat16
+	.venv/bin/python -m training avatar out/trained --bfloat16
 	cp out/trained/audio_encoder.onnx tools/lipsync/trained/audio_encoder.onnx
 	cp out/trained/model_best.onnx tools/lipsync/trained/avatar.onnx
 
@@ -53,5 +53,5 @@ lock:  ## Write requirements.lock anew from pyproject.toml
 	.venv/bin/uv pip compile -q --universal --no-annotate --python-version 3.10 --extra dev --upgrade \
 		--custom-compile-command 'make lock' pyproject.toml -o requirements.lock
 
-clean: ## Remove what the targets above made; tenants stay
+clean: ## Remove what the targets above made, training included; tenants stay
 	rm -rf .venv .triton out .pytest_cache .mypy_cache .ruff_cache .hypothesis

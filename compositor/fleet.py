@@ -135,11 +135,11 @@ class Fleet:
                 raise _Full(endpoint, error) from error
             yield
 
-    def forget(self, tenant: str) -> None:
-        """The tenant's files are others now: its models are loaded again before they are used again."""
+    def replaced(self, tenant: str) -> None:
+        """The tenant's files may be others now: if so, its models are loaded again before they are used again."""
         for endpoint in self._endpoints:
             for model in models_of(tenant):
-                endpoint.residency.forget(model)
+                endpoint.residency.replaced(model)
 
     async def drop(self, tenant: str) -> None:
         """The tenant's files are gone: its models are unloaded."""

@@ -70,8 +70,8 @@ class Compositor:
             await self.fleet.drop(name)
             raise
         if fresh:
-            # Triton may hold what these files replaced; a load of what is unchanged costs a millisecond.
-            self.fleet.forget(name)
+            # Triton may hold what these files replaced.
+            self.fleet.replaced(name)
         return tenant
 
     async def features(self, call: Call, samples: Samples, rate: int, fps: int) -> Features:

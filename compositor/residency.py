@@ -130,7 +130,7 @@ class Residency:
             self._holdings.discard(model)
 
     def forget(self, name: str, *, lost: bool = False) -> None:
-        """The next lease looks at the files again, and loads them unless they are loaded.
+        """The model is not loaded any more; the next lease loads it unless the server has it.
 
         lost: a request found that the server does not have the model any more.
         """
@@ -141,6 +141,12 @@ class Residency:
             self._observe.lost_race()
         # Who unloaded it may not be done with it.
         self._holdings.became(model, State.UNLOADING if lost else State.ABSENT)
+
+    def replaced(self, name: str) -> None:
+        """The model's files may be others now: if so, the next lease loads them."""
+        model = self._holdings.models.get(name)
+        if model is not None and self._facts(name).stamp != model.stamp:
+            self.forget(name)
 
     def forget_all(self) -> None:
         """The server was restarted."""

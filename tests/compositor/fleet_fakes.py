@@ -50,6 +50,7 @@ class FakeResidency:
         self.models = set[str]()
         self.failures: dict[str, LipsyncError] = {}
         self.forgotten: list[tuple[str, bool]] = []
+        self.asked_of_files: list[str] = []
         self.dropped: list[str] = []
         self.roomy = True
         self.load = 0.0
@@ -76,6 +77,9 @@ class FakeResidency:
     def forget(self, model: str, *, lost: bool = False) -> None:
         self.forgotten.append((model, lost))
         self.models.discard(model)
+
+    def replaced(self, model: str) -> None:
+        self.asked_of_files.append(model)
 
     def forget_all(self) -> None:
         self.models.clear()

@@ -213,11 +213,11 @@ async def test_an_encoder_is_loaded_where_its_tenants_are(fleet: Fleet, servers:
 
 
 async def test_replaced_and_removed_tenants_are_told_to_every_server(fleet: Fleet, servers: Servers) -> None:
-    fleet.forget("t")
+    fleet.replaced("t")
     servers.triton[SECOND].fault = TritonUnavailable("gone")
     await fleet.drop("t")
     for name, residency in servers.residency.items():
-        assert residency.forgotten == [("t", False), ("t.raw", False)]
+        assert residency.asked_of_files == ["t", "t.raw"]
         assert residency.dropped == ([] if name == SECOND else ["t", "t.raw"])
 
 

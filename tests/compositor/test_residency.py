@@ -551,6 +551,20 @@ def test_what_is_forgotten_is_loaded_again(play: Play) -> None:
     play(scene)
 
 
+def test_only_files_that_are_others_are_loaded_again(play: Play) -> None:
+    async def scene(world: World) -> None:
+        assert await world.use("t0") == 0
+        world.residency.replaced("t0")
+        assert await world.use("t0") == 0
+        assert (world.counts[0].hits, world.counts[0].misses) == (1, 1)
+        world.files.replace("t0")
+        world.residency.replaced("t0")
+        assert await world.use("t0") == 1
+        world.residency.replaced("never")
+
+    play(scene)
+
+
 def test_files_that_are_replaced_are_loaded_also_where_that_happens_during_a_load(play: Play) -> None:
     async def scene(world: World) -> None:
         old = go(world.use("t0"))

@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
     def replace(self, name: str) -> None:
         self.world.files.replace(name)
         for each in self.compositors:
-            each.forget(name)
+            each.replaced(name)
 
     @rule(which=BOTH, name=MODELS)
     def drop(self, which: int, name: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +65,8 @@ def encoder(
 ) -> None:
     """Train the audio encoder; run again, it goes on where it stopped."""
     torch.set_num_threads(threads)
-    options = EncoderOptions(width=width, steps=steps, seed=seed, bfloat16=bfloat16)
+    data = f"{sentences} sentences"
+    options = EncoderOptions(width=width, steps=steps, seed=seed, bfloat16=bfloat16, data=data)
     with progress() as report:
         lines = make_lines("train", sentences, seed)
         spoken = list(utterances(lines, work / "speech", lambda done, total: report("speech", done, total)))
@@ -106,6 +109,8 @@ def avatar(
 
         seen, shown = pictures("train", sentences, each), pictures("held_out", _SHEET, 1)
         checkpoint = work / "avatar.pt"
+        # Features are the encoder's: with another one they, and so the checkpoint, are of no more use.
+        options = replace(options, data=hashlib.sha256(seen.moments.features.tobytes()).hexdigest()[:16])
         model = train_avatar(seen, options, checkpoint, lambda stage, step, total, loss: report(stage, step, total))
     difference = export_avatar(model, output / "model_best.onnx")
     figures = report_avatar(model, shown)

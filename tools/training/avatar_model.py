@@ -51,6 +51,8 @@ class AvatarOptions:
     blur: float = 0.1
     seed: int = 0
     bfloat16: bool = False
+    data: str = ""
+    """What is trained on, as for the encoder."""
 
 
 def train_avatar(

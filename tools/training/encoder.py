@@ -46,11 +46,13 @@ class EncoderOptions:
     processor knows it and moves results in their third digit."""
 
     width: float = 0.25
-    steps: int = 4000
+    steps: int = 2400
     clips: int = 6
     learning_rate: float = 2e-3
     seed: int = 0
     bfloat16: bool = False
+    data: str = ""
+    """What is trained on, in a few words: a checkpoint of other data is refused."""
 
 
 class MouthReader(nn.Module):
