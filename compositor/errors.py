@@ -62,6 +62,12 @@ class TenantBroken(LipsyncError):
     status = Status.FAILED_PRECONDITION
 
 
+class TenantReplaced(LipsyncError):
+    """Other files were installed under the tenant's name while it was in use. Starting again gives the new ones."""
+
+    status = Status.UNAVAILABLE
+
+
 class EncoderMissing(LipsyncError):
     """The audio encoder that the tenant names is not installed or does not load."""
 

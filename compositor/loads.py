@@ -18,7 +18,7 @@ from .evictions import Evictions
 from .holdings import Failure, Holdings, Model
 from .host_lock import HostLock
 from .models import Device, Facts, Observer, OutOfMemory, Server, State
-from .plan import Placement, Plan, Wish, make_plan
+from .plan import DeviceOrder, Plan, Wish, make_plan
 from .settings import ResidencySettings
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Loads:
         settings: ResidencySettings,
         facts: Callable[[str], Facts],
         devices: Sequence[Device],
-        placement: Placement,
+        placement: DeviceOrder,
         holdings: Holdings,
         evictions: Evictions,
         lock: HostLock,

@@ -243,6 +243,8 @@ class Compositor:
     ) -> list[Answer]:
         mouths = await self._mouths(call, numbers, features, visual)
         try:
+            # Of other files now, and the mouths would be another person's.
+            self._tenants.check_current(call.tenant)
             parts = [slice(begin, begin + _HANDED_OVER) for begin in range(0, len(works), _HANDED_OVER)]
             made = await asyncio.gather(*(self.in_pool(_carry_out, works[part], mouths.crops[part]) for part in parts))
         finally:

@@ -38,7 +38,7 @@ class Plan:
     """Models for which there is no room, and none under way."""
 
 
-class Placement:
+class DeviceOrder:
     """In which order a server's devices are tried for a model."""
 
     def __init__(self, policy: Policy, devices: Sequence[str]) -> None:
@@ -57,7 +57,7 @@ class Placement:
 
 
 def make_plan(
-    wishes: Iterable[Wish], budget: Budget, candidates: Sequence[Holding], placement: Placement, loads: int
+    wishes: Iterable[Wish], budget: Budget, candidates: Sequence[Holding], placement: DeviceOrder, loads: int
 ) -> Plan:
     """What to do about wishes, first come first served.
 

@@ -21,7 +21,7 @@ from .holdings import Holdings, Model
 from .host_lock import HostLock
 from .loads import Loads
 from .models import Device, Facts, ModelReport, Observer, OutOfMemory, Server, State, Unobserved, Use
-from .plan import Placement, Policy
+from .plan import DeviceOrder, Policy
 from .settings import ResidencySettings
 
 __all__ = [
@@ -89,7 +89,7 @@ class Residency:
             settings,
             facts,
             devices,
-            Placement(placement, self._devices),
+            DeviceOrder(placement, self._devices),
             self._holdings,
             self._evictions,
             self._lock,

@@ -7,12 +7,13 @@ Nothing is ever closed under a reader: whoever holds a tenant, or a view of its 
 from __future__ import annotations
 
 import math
+import os
 import resource
 from collections import OrderedDict
 from pathlib import Path
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from .errors import TenantBroken, TenantNotFound
+from .errors import TenantBroken, TenantNotFound, TenantReplaced
 from .tenant import DESCRIPTORS, MANIFEST, Tenant, check_name
 
 Stamp = tuple[int, int]
@@ -39,7 +40,7 @@ class Tenants:
         self._stamps: dict[str, Stamp] = {}
         self._kept: OrderedDict[str, Tenant] = OrderedDict()
         self._found: WeakValueDictionary[str, Tenant] = WeakValueDictionary()
-        self._open: WeakSet[Tenant] = WeakSet()
+        self._open: WeakKeyDictionary[Tenant, Stamp] = WeakKeyDictionary()
 
     def get(self, name: str) -> tuple[Tenant, bool]:
         """The tenant, and whether its files are others than at its last use, so that Triton may have older ones loaded.
@@ -53,13 +54,23 @@ class Tenants:
             # What was open is let go of even where the new files turn out to be broken.
             self._forget(name)
             tenant = self._found[name] = Tenant(self.repository, name)
-            self._open.add(tenant)
+            self._open[tenant] = stamp
             self._stamps[name] = stamp
             self._keep(tenant)
             self._make_room()
         else:
             self._keep(tenant)
         return tenant, not known
+
+    def check_current(self, tenant: Tenant) -> None:
+        """Raises TenantReplaced where other files are installed under the tenant's name than those that are open."""
+        try:
+            current = _stamp(self._manifest(tenant.name).stat())
+        except OSError:
+            return  # removed: Triton has no other model under its name
+        if current != self._open.get(tenant, current):
+            words = f"the tenant {tenant.name!r} was replaced while it was in use; start again"
+            raise TenantReplaced(words, field="tenant", retry_after_s=0)
 
     @property
     def open_bytes(self) -> int:
@@ -71,15 +82,17 @@ class Tenants:
         return len(self._open)
 
     def _stamp(self, name: str) -> Stamp:
-        path = self.repository / check_name(name) / "1" / MANIFEST
+        path = self._manifest(check_name(name))
         try:
-            status = path.stat()
+            return _stamp(path.stat())
         except (FileNotFoundError, NotADirectoryError) as error:
             self._forget(name)
             raise TenantNotFound(f"no tenant named {name!r} is installed", field="tenant") from error
         except OSError as error:
             raise TenantBroken(f"{path}: cannot be read ({error.strerror})", field="tenant") from error
-        return status.st_ino, status.st_mtime_ns
+
+    def _manifest(self, name: str) -> Path:
+        return self.repository / name / "1" / MANIFEST
 
     def _forget(self, name: str) -> None:
         self._stamps.pop(name, None)
@@ -94,3 +107,7 @@ class Tenants:
         """Lets go of tenants until the rest fits. One that is held elsewhere is found again at its next use."""
         while len(self._kept) > 1 and (len(self) > self._most or self.open_bytes > self._most_bytes):
             self._kept.popitem(last=False)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_mtime_ns

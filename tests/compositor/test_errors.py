@@ -39,6 +39,7 @@ def test_the_table_of_statuses() -> None:
         errors.SettingsInvalid: "INVALID_ARGUMENT",
         errors.TenantNotFound: "NOT_FOUND",
         errors.TenantBroken: "FAILED_PRECONDITION",
+        errors.TenantReplaced: "UNAVAILABLE",
         errors.EncoderMissing: "FAILED_PRECONDITION",
         errors.ExtraMissing: "UNIMPLEMENTED",
         errors.Overloaded: "RESOURCE_EXHAUSTED",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from compositor.errors import (
     InvalidInput,
     TenantBroken,
     TenantNotFound,
+    TenantReplaced,
     TritonUnavailable,
 )
 from compositor.fleet import Fleet
@@ -33,7 +35,7 @@ from compositor.pipeline import BATCHES_AHEAD, Compositor
 from compositor.rendering import Output
 from compositor.residency import Residency
 from compositor.settings import Settings
-from compositor.tenant import Tenant
+from compositor.tenant import MANIFEST, Tenant
 
 SPEECH = np.random.default_rng(0).normal(0, 0.1, 16_000 * 3).astype(np.float32)
 
@@ -193,6 +195,25 @@ async def test_requests_are_split_to_the_tenants_batch_size(compositor: Composit
     request = await call(compositor)
     await compositor.composite(request, [0] * 50, features(50))
     assert sorted(triton.batches) == [2] + [4] * 12
+
+
+async def test_mouths_of_a_tenant_replaced_meanwhile_are_thrown_away(
+    compositor: Compositor, triton: FakeTriton
+) -> None:
+    request = await call(compositor)
+    manifest = request.tenant.directory / MANIFEST
+    before = manifest.stat()
+
+    async def replace() -> None:
+        os.utime(manifest, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+    triton.before = replace
+    try:
+        with pytest.raises(TenantReplaced):
+            await compositor.composite(request, [0], features(1))
+    finally:
+        os.utime(manifest, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert triton.held == 0
 
 
 async def test_a_stream_works_ahead_but_not_far(compositor: Compositor, triton: FakeTriton) -> None:

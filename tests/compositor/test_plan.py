@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compositor.budget import MB, Budget, Holding
-from compositor.plan import Placement, Plan, Wish, leave_early, make_plan
+from compositor.plan import DeviceOrder, Plan, Wish, leave_early, make_plan
 from compositor.settings import ResidencySettings
 
 DEVICES = ["gpu0", "gpu1"]
@@ -55,7 +55,7 @@ def test_a_plan_keeps_to_the_budget_and_to_the_order(
 ) -> None:
     limits = settings(max_models, max_mb)
     candidates = [each for each in holdings if not each.leaving and each.counted]
-    placement = Placement("round_robin" if policy == "round_robin" else "least_loaded", DEVICES)
+    placement = DeviceOrder("round_robin" if policy == "round_robin" else "least_loaded", DEVICES)
     plan = make_plan(wishes, Budget(limits, DEVICES, holdings), candidates, placement, loads)
 
     assert len(plan.grants) <= loads
@@ -99,7 +99,7 @@ def test_leaving_early_frees_so_many_places_where_enough_may_leave(
 
 def plan_of(wishes: list[Wish], holdings: list[Holding], limits: ResidencySettings, loads: int = 9) -> Plan:
     candidates = [each for each in holdings if each.counted and not each.leaving]
-    return make_plan(wishes, Budget(limits, ["cpu"], holdings), candidates, Placement("least_loaded", ["cpu"]), loads)
+    return make_plan(wishes, Budget(limits, ["cpu"], holdings), candidates, DeviceOrder("least_loaded", ["cpu"]), loads)
 
 
 def wish(name: str, size: int = 0, *, counted: bool = True, held: bool = False, blocked: bool = False) -> Wish:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compositor.errors import InvalidInput, TenantBroken, TenantNotFound
+from compositor.errors import InvalidInput, TenantBroken, TenantNotFound, TenantReplaced
 from compositor.tenant import DESCRIPTORS, MANIFEST
 from compositor.tenants import Tenants, most_open
 from lipsync import architecture
@@ -52,6 +52,21 @@ def test_a_tenant_is_opened_once(models: Path) -> None:
     assert (new, newer) == (True, False)
     assert again is first
     assert first.frames == 2
+
+
+def test_who_holds_a_replaced_tenant_is_told(models: Path, original: Path) -> None:
+    """Its backgrounds are still there, but what the model predicts is another person's."""
+    tenants = Tenants(models)
+    held, _ = tenants.get("anna")
+    tenants.check_current(held)
+    shutil.move(models / "anna", models / "away")
+    tenants.check_current(held)
+    shutil.move(models / "away", models / "anna")
+    replace(models, original)
+    with pytest.raises(TenantReplaced, match="start again"):
+        tenants.check_current(held)
+    new, _ = tenants.get("anna")
+    tenants.check_current(new)
 
 
 def test_replaced_files_are_noticed(models: Path, original: Path) -> None:
