@@ -31,7 +31,7 @@ from training.takes import wav
 
 TENANT: Final = "demo"
 BATCH: Final = 4
-_RUNS: Final = 20
+_RUNS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _shown(frame: pb.Frame) -> Shown:
 
 def milliseconds_a_frame(repository: Path, threads: int) -> dict[str, float]:
     """Wall time of the installed models on so many cores, ms a frame of video at batch BATCH: `tenant`, `encoder` and
-    `both`. One window is encoded a frame. Medians of 20 runs of ONNX Runtime, with nothing else at work."""
+    `both`. One window is encoded a frame. Medians of 60 runs of ONNX Runtime, with nothing else at work."""
     random = np.random.default_rng(0)
     heard = random.uniform(0, 1, (BATCH, *AUDIO_SHAPE)).astype(np.float32)
     frames = np.zeros((BATCH, 1), np.int32)
