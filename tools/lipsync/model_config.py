@@ -15,8 +15,8 @@ Kind = Literal["auto", "cpu", "gpu"]
 
 TENANT_BATCH = 4
 """Default max_batch_size of a tenant. Each frame of the batch takes about 165 MB for good with the true graph, which on
-a CPU saves no time by it (`lipsync bench inference`). But what surrounds the model does: Triton takes 0.7 ms instead of
-1.1 a frame of a graph that does nothing, and the compositor a quarter of the calls."""
+a CPU saves no time by it (`lipsync bench inference`). What surrounds the model does: a third of the CPU in Triton where
+requests carry four frames and not one (`lipsync bench live`), and a quarter of the calls."""
 
 MEMORY: Mapping[str, str] = {"enable_mem_pattern": "0"}
 """ONNX Runtime's memory settings, by the names that both backends know. Memory patterns take 60 MB more a frame of the
