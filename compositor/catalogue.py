@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from .models import Facts
+from .residency.models import Facts
 from .tenant import MANIFEST, MODEL, NAME, RAW_SUFFIX
 
 CONFIG = "config.pbtxt"

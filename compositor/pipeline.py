@@ -25,13 +25,13 @@ from .call import Call, Frame, Stages
 from .deadline import Deadline
 from .errors import EncoderMissing, InvalidInput, TenantBroken, TenantNotFound
 from .features import FeatureStream, frame_count
-from .fleet import Fleet
 from .geometry import ping_pong
-from .inference import Mouths, Triton
 from .rendering import Rendered, render
 from .settings import Settings
 from .tenant import RAW_SUFFIX, Tenant
 from .tenants import Tenants
+from .triton.fleet import Fleet
+from .triton.inference import Mouths, Triton
 
 Samples = NDArray[np.float32]
 Features = NDArray[np.float32]

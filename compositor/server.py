@@ -18,19 +18,19 @@ from grpc_reflection.v1alpha import reflection
 
 from .catalogue import Catalogue
 from .errors import SettingsInvalid
-from .fleet import Fleet, open_fleet
 from .health import Health
-from .live import Live
 from .metrics import Metrics
 from .pipeline import Compositor
 from .proto import lipsync_v1_pb2 as pb
 from .proto import lipsync_v1_pb2_grpc as pb_grpc
+from .sessions.live import Live
 from .settings import Settings
 from .threads import keep_libraries_single_threaded
 from .transports.admission import Admission
 from .transports.http import Site
 from .transports.rpc import LipsyncService
 from .transports.web import bind, serving
+from .triton.fleet import Fleet, open_fleet
 
 log = logging.getLogger(__name__)
 

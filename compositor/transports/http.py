@@ -22,9 +22,9 @@ from starlette.websockets import WebSocket
 from ..call import Stages
 from ..errors import LipsyncError, Status, TritonUnavailable
 from ..health import Health
-from ..live import Live
 from ..metrics import Metrics
 from ..pipeline import Compositor
+from ..sessions.live import Live
 from ..tenant import SCANS, Tenant, tenant_names
 from .admission import Admission
 from .faults import HTTP_CODES, error_fields

@@ -16,10 +16,10 @@ from ..call import Call, Frame, Stages
 from ..deadline import Deadline
 from ..errors import InvalidInput
 from ..geometry import ping_pong
-from ..live import Live
 from ..pipeline import FEATURE_SHAPE, VISUAL_SHAPE, Compositor, Samples
 from ..proto import lipsync_v1_pb2 as pb
 from ..proto import lipsync_v1_pb2_grpc as pb_grpc
+from ..sessions.live import Live
 from ..tenant import Tenant
 from .admission import Admission, check_fps, check_speech
 from .speak import Calls, output_of

@@ -9,9 +9,11 @@ from typing import Any, Literal, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from ..conversation import converse
 from ..errors import InvalidInput, Stopping
-from ..events import (
+from ..proto import lipsync_v1_pb2 as pb
+from ..rendering import Output
+from ..sessions.conversation import converse
+from ..sessions.events import (
     SAMPLE_RATE_DEFAULT,
     Ack,
     Audio,
@@ -28,9 +30,7 @@ from ..events import (
     Started,
     Switch,
 )
-from ..live import Live
-from ..proto import lipsync_v1_pb2 as pb
-from ..rendering import Output
+from ..sessions.live import Live
 from .status import Context, reporting
 
 _Reply: TypeAlias = pb.SpeakResponse

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from ..endpoint import EndpointReport
 from ..metrics import Metrics
-from ..models import ModelReport
+from ..residency.models import ModelReport
+from ..triton.endpoint import EndpointReport
 
 
 def describe(reports: Sequence[EndpointReport], metrics: Metrics) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Final
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..conversation import converse
 from ..errors import InvalidInput, LipsyncError, Stopping
-from ..events import Command
-from ..live import Live
+from ..sessions.conversation import converse
+from ..sessions.events import Command
+from ..sessions.live import Live
 from .faults import CLOSE_CODES, HTTP_CODES, error_fields
 from .wire import SUBPROTOCOL, Wire, write_error
 

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import InvalidInput, LipsyncError
-from ..events import (
+from ..rendering import Output
+from ..sessions.events import (
     SAMPLE_RATE_DEFAULT,
     Ack,
     Audio,
@@ -34,7 +35,6 @@ from ..events import (
     Started,
     Switch,
 )
-from ..rendering import Output
 from .faults import error_fields
 
 SUBPROTOCOL: Final = "lipsync.v1"

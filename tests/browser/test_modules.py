@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from playwright.sync_api import Page
 
 from compositor.errors import InvalidInput
-from compositor.events import Audio, Failed, Heard, Shown
 from compositor.geometry import Box
 from compositor.rendering import Output, compose
+from compositor.sessions.events import Audio, Failed, Heard, Shown
 from compositor.tenant import Tenant
 from compositor.transports.wire import Message as WireMessage
 from compositor.transports.wire import Wire

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from compositor.batching import Batcher, departure
 from compositor.errors import TritonUnavailable
 
-from .stage import settle
+from .sessions.stage import settle
 
 LONG_S = 100.0
 

@@ -4,9 +4,11 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from compositor import connection, errors, jpeg, models
+from compositor import errors, jpeg
 from compositor.errors import LipsyncError
+from compositor.residency import models
 from compositor.transports.status import status_of
+from compositor.triton import connection
 
 
 def every_error() -> list[type[LipsyncError]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from compositor.metrics import Metrics
-from compositor.models import Observer
+from compositor.residency.models import Observer
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from compositor.call import Call, Frame, Stages
 from compositor.catalogue import Catalogue
-from compositor.connection import ModelNotLoaded
 from compositor.deadline import Deadline
-from compositor.endpoint import Endpoint
 from compositor.errors import (
     DeadlinePassed,
     EncoderMissing,
@@ -27,15 +25,17 @@ from compositor.errors import (
     TenantReplaced,
     TritonUnavailable,
 )
-from compositor.fleet import Fleet
-from compositor.host_lock import HostLock
-from compositor.inference import Mouths
-from compositor.models import Device, Unobserved, Use
 from compositor.pipeline import BATCHES_AHEAD, Compositor
 from compositor.rendering import Output
-from compositor.residency import Residency
+from compositor.residency.host_lock import HostLock
+from compositor.residency.models import Device, Unobserved, Use
+from compositor.residency.residency import Residency
 from compositor.settings import Settings
 from compositor.tenant import MANIFEST, Tenant
+from compositor.triton.connection import ModelNotLoaded
+from compositor.triton.endpoint import Endpoint
+from compositor.triton.fleet import Fleet
+from compositor.triton.inference import Mouths
 
 SPEECH = np.random.default_rng(0).normal(0, 0.1, 16_000 * 3).astype(np.float32)
 

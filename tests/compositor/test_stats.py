@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from compositor.endpoint import EndpointReport
 from compositor.metrics import Metrics
-from compositor.models import ModelReport, State
+from compositor.residency.models import ModelReport, State
 from compositor.transports.stats import describe
+from compositor.triton.endpoint import EndpointReport
 
 
 def model(name: str, uses: int, state: State = State.READY) -> ModelReport:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from compositor.errors import InvalidInput, Overloaded, TritonUnavailable
-from compositor.events import (
+from compositor.geometry import Box
+from compositor.proto import lipsync_v1_pb2 as pb
+from compositor.rendering import Output
+from compositor.sessions.events import (
     Ack,
     Audio,
     Command,
@@ -24,9 +27,6 @@ from compositor.events import (
     Started,
     Switch,
 )
-from compositor.geometry import Box
-from compositor.proto import lipsync_v1_pb2 as pb
-from compositor.rendering import Output
 from compositor.transports.speak import command_of, commands, response_of
 
 Request = pb.SpeakRequest

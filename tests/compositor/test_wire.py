@@ -12,7 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compositor.errors import InvalidInput, LipsyncError, Overloaded
-from compositor.events import (
+from compositor.geometry import Box
+from compositor.rendering import Output
+from compositor.sessions.events import (
     Ack,
     Audio,
     Event,
@@ -27,8 +29,6 @@ from compositor.events import (
     Started,
     Switch,
 )
-from compositor.geometry import Box
-from compositor.rendering import Output
 from compositor.transports.wire import Wire, write_error
 
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))

@@ -20,19 +20,19 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from compositor import endpoint as endpoint_module
-from compositor.placement import ranked
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from compositor.server import running
 from compositor.settings import Settings
+from compositor.triton import endpoint as endpoint_module
+from compositor.triton.placement import ranked
 from lipsync import architecture
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant
 from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton
 
-from ..compositor.kserve import Tensors, good, serving
+from ..compositor.triton.kserve import Tensors, good, serving
 from ..conftest import ServiceThread, connect, silent, write_small_source
 from .waiting import until
 

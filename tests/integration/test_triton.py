@@ -18,12 +18,12 @@ from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import model_config_pb2
 
-from compositor.connection import Client, KeyRefused, ModelNotLoaded
-from compositor.control import config_on
 from compositor.deadline import Deadline
 from compositor.errors import InferenceFailed, Overloaded, TenantBroken
-from compositor.inference import Triton
 from compositor.settings import TritonSettings
+from compositor.triton.connection import Client, KeyRefused, ModelNotLoaded
+from compositor.triton.control import config_on
+from compositor.triton.inference import Triton
 from lipsync.triton_install import TritonHome
 from lipsync.tritonserver import EmbeddedTriton
 

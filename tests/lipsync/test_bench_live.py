@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from compositor.errors import LipsyncError
-from compositor.events import Ack, Audio, Interrupt, Shown, Start
 from compositor.geometry import Box
 from compositor.pcm import pcm16
 from compositor.proto import lipsync_v1_pb2 as pb
+from compositor.sessions.events import Ack, Audio, Interrupt, Shown, Start
+from compositor.sessions.speech import Loudness
 from compositor.settings import LiveSettings
-from compositor.speech import Loudness
 from compositor.transports import speak
 from compositor.transports.wire import Wire as Transport
 from lipsync.bench import live, live_levels, live_viewers, service

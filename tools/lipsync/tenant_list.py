@@ -13,10 +13,10 @@ from pathlib import Path
 
 from compositor.catalogue import CONFIG, memory_of
 from compositor.errors import DeadlinePassed, LipsyncError, TritonUnavailable
-from compositor.inference import Triton
-from compositor.models import Use
+from compositor.residency.models import Use
 from compositor.settings import TritonSettings
 from compositor.tenant import FORMAT, MANIFEST, NAME, read_manifest
+from compositor.triton.inference import Triton
 
 PATIENCE_S = 3.0
 """How long a Triton may take to answer."""

@@ -27,13 +27,13 @@ from compositor.audio import SAMPLE_RATE
 from compositor.call import Call, Stages
 from compositor.catalogue import Catalogue
 from compositor.errors import LipsyncError
-from compositor.fleet import open_fleet
 from compositor.pipeline import FEATURE_SHAPE, Compositor
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from compositor.rendering import Output
 from compositor.settings import Settings
 from compositor.threads import keep_libraries_single_threaded
+from compositor.triton.fleet import open_fleet
 
 from .clocks import process_clock
 from .service import following, pin, stop

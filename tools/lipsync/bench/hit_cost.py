@@ -11,10 +11,10 @@ from pathlib import Path
 
 from compositor.catalogue import Catalogue
 from compositor.deadline import Deadline
-from compositor.fleet import open_fleet
-from compositor.inference import Triton
 from compositor.metrics import Metrics
 from compositor.settings import Settings
+from compositor.triton.fleet import open_fleet
+from compositor.triton.inference import Triton
 
 from .figures import Spread
 

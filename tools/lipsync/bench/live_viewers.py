@@ -22,8 +22,8 @@ import soxr
 from websockets.exceptions import WebSocketException
 
 from compositor.errors import LipsyncError
-from compositor.events import SAMPLE_RATE_DEFAULT
 from compositor.pcm import read_wav
+from compositor.sessions.events import SAMPLE_RATE_DEFAULT
 from lipsync.sentences import HELLO
 
 from .child import Child, announce

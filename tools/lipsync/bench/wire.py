@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from compositor.blending import CROP_SIZE, ROI_BORDER, ROI_SIZE, Pixels
 from compositor.errors import InferenceFailed, LipsyncError
-from compositor.shared_memory import Region
 from compositor.tenant import RAW_SUFFIX, Tenant
+from compositor.triton.shared_memory import Region
 from lipsync import architecture
 from lipsync.fusing import MASK
 from lipsync.preparation import Choices

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from compositor.connection import read_key
 from compositor.errors import SettingsInvalid
 from compositor.settings import Settings, TritonSettings, read_settings
+from compositor.triton.connection import read_key
 from lipsync import doctor as checks
 from lipsync.doctor import Check, Finding, State
 from lipsync.doctor_tls import check_address

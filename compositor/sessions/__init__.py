@@ -1,0 +1,1 @@
+"""Live sessions: what is told, what waits for the viewer, and what each frame period shows."""

@@ -1,0 +1,184 @@
+"""What all live sessions share: the stage on which they perform, their number, and what is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..batching import Batcher
+from ..call import Call, Stages
+from ..clock import Clock, MonotonicClock
+from ..deadline import Deadline
+from ..errors import Overloaded
+from ..features import ENCODER_BATCH, Windows
+from ..metrics import Metrics
+from ..pipeline import FEATURE_SHAPE, Compositor
+from ..rendering import Output, Rendered
+from ..settings import Settings
+from ..tenant import Tenant
+from .events import Start
+from .keep_alive import KeepAlive, Request, period_of
+from .session import Session
+from .stage import Ask
+
+log = logging.getLogger(__name__)
+
+_TOGETHER_S = 0.004
+"""How long a frame waits for those whose features came with the same answer, to be one request with them."""
+_WORTHLESS_S = 2.0
+"""How long a picture is worth waiting for; by then its time has long gone by."""
+
+
+class Live:
+    """All live sessions. Also their stage: frames of a tenant's sessions that are due together are one request."""
+
+    def __init__(
+        self, compositor: Compositor, settings: Settings, metrics: Metrics, clock: Clock | None = None
+    ) -> None:
+        self.settings = settings
+        self.sessions: dict[str, Session] = {}
+        self._compositor = compositor
+        self._metrics = metrics
+        self._clock = clock or MonotonicClock()
+        self._frames: dict[Tenant, Batcher[Ask, Rendered]] = {}
+        self._windows: dict[str, Batcher[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._keep_alive = KeepAlive(self._clock, period_of(settings.residency), self._wanted)
+
+    async def begin(self, start: Start) -> Session:
+        """A new session. Raises Overloaded where there are too many, and what `Session.open` raises."""
+        most = self.settings.live.max_sessions
+        if len(self.sessions) >= most:
+            raise Overloaded(f"{most} sessions are live already", retry_after_s=5)
+        name = secrets.token_hex(8)
+        session = await Session.open(name, start, self, self.settings, self._clock, self._metrics)
+        self.sessions[name] = session
+        self._keep_alive.start()
+        self._metrics.sessions.set(len(self.sessions))
+        self._metrics.sessions_opened.inc()
+        log.info("session %s begins: %s, %d fps, %s", name, session.tenant.name, session.playout.fps, start.picture)
+        return session
+
+    async def end(self, session: Session) -> None:
+        """Closes a session; it leaves nothing behind."""
+        self.sessions.pop(session.name, None)
+        self._metrics.sessions.set(len(self.sessions))
+        # All is cancelled before the first await: who is cancelled here, too, leaves nothing running.
+        ending = session.stop()
+        tenants = {each.tenant for each in self.sessions.values()}
+        encoders = {tenant.manifest.encoder for tenant in tenants}
+        for tenant in self._frames.keys() - tenants:
+            ending += self._frames.pop(tenant).stop()
+        for encoder in self._windows.keys() - encoders:
+            ending += self._windows.pop(encoder).stop()
+        if not self.sessions:
+            ending += self._keep_alive.stop()
+        shown = ", ".join(f"{count} {kind}" for kind, count in session.playout.counts.items())
+        log.info("session %s ends: pictures %s; %d dropped", session.name, shown, session.outbox.dropped)
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    def stats(self) -> dict[str, Any]:
+        """The sessions, for people: JSON."""
+        return {
+            "sessions": [
+                {
+                    "session": session.name,
+                    "tenant": session.tenant.name,
+                    "epoch": session.epoch,
+                    "fps": session.playout.fps,
+                    "position_s": round((session.playout.tick + 1) / session.playout.fps, 3),
+                    "pictures": session.playout.counts,
+                    "dropped": session.outbox.dropped,
+                }
+                for session in self.sessions.values()
+            ]
+        }
+
+    # The stage.
+
+    @property
+    def pool(self) -> Executor:
+        return self._compositor.pool
+
+    async def open(self, name: str) -> Tenant:
+        return await self._compositor.open(name, Stages())
+
+    async def load(self, tenant: Tenant) -> None:
+        await self._compositor.load(self._long_call(tenant))
+        for model in (tenant.name, tenant.manifest.encoder):
+            self._keep_alive.used(model)
+
+    async def embed(self, tenant: Tenant, windows: Windows) -> NDArray[np.float32]:
+        if len(self.sessions) < 2:  # nobody to wait for
+            self._keep_alive.used(tenant.manifest.encoder)
+            return await self._compositor.embeddings(self._long_call(tenant), windows)
+        encoder = tenant.manifest.encoder
+        batcher = self._windows.get(encoder)
+        if batcher is None:
+            work = partial(self._embed, tenant)
+            batcher = self._windows[encoder] = Batcher(work, ENCODER_BATCH, 0, self._gather_s)
+        parts = [
+            await batcher.ask(list(windows[begin : begin + ENCODER_BATCH]))
+            for begin in range(0, len(windows), ENCODER_BATCH)
+        ]
+        return np.stack([embedding for part in parts for embedding in part])
+
+    async def predict(self, tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
+        batcher = self._frames.get(tenant)
+        if batcher is None:
+            size = self._compositor.batch_size(tenant)
+            batcher = self._frames[tenant] = Batcher(
+                partial(self._predict, tenant), size, min(_TOGETHER_S, self._gather_s)
+            )
+        most = self._compositor.batch_size(tenant)
+        parts = await asyncio.gather(*[batcher.ask(asks[begin : begin + most]) for begin in range(0, len(asks), most)])
+        return [rendered for part in parts for rendered in part]
+
+    @property
+    def _gather_s(self) -> float:
+        return self.settings.live.gather_ms / 1000
+
+    async def _embed(self, tenant: Tenant, windows: list[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
+        self._keep_alive.used(tenant.manifest.encoder)
+        return list(await self._compositor.embeddings(self._long_call(tenant), np.stack(windows)))
+
+    async def _predict(self, tenant: Tenant, asks: list[Ask]) -> list[Rendered]:
+        self._metrics.batch.observe(len(asks))
+        self._keep_alive.used(tenant.name)
+        call = _call(tenant, _WORTHLESS_S)
+        features = np.stack([ask.features for ask in asks])
+        return await self._compositor.predict(
+            call, [ask.number for ask in asks], features, [ask.finish for ask in asks]
+        )
+
+    def _wanted(self) -> dict[str, Request]:
+        """The models of all sessions, and what asks each of them for next to nothing."""
+        tenants = {session.tenant for session in self.sessions.values()}
+        frames: dict[str, Request] = {tenant.name: partial(self._ask_frame, tenant) for tenant in tenants}
+        windows = {tenant.manifest.encoder: partial(self._ask_window, tenant) for tenant in tenants}
+        return {**frames, **windows}
+
+    async def _ask_frame(self, tenant: Tenant) -> None:
+        features = np.zeros((1, *FEATURE_SHAPE), np.float32)
+        await self._compositor.predict(self._long_call(tenant), [0], features, [_nothing])
+
+    async def _ask_window(self, tenant: Tenant) -> None:
+        await self._compositor.embeddings(self._long_call(tenant), np.zeros((1, 1, 80, 16), np.float32))
+
+    def _long_call(self, tenant: Tenant) -> Call:
+        return _call(tenant, self.settings.server.timeout_s)
+
+
+def _nothing(mouth: NDArray[np.uint8]) -> None:
+    """What is made of a frame that nobody wants."""
+
+
+def _call(tenant: Tenant, seconds: float) -> Call:
+    return Call(tenant, Output(), Stages(), Deadline.after(seconds))

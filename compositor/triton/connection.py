@@ -1,0 +1,164 @@
+"""The connection to one Triton: requests go out, answers come in, and what goes wrong comes as our errors.
+
+With `control` and `inference`, which speak through it, the only importer of tritonclient.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from tritonclient.grpc import InferenceServerClientPlugin, aio
+from tritonclient.utils import InferenceServerException
+
+from ..errors import DeadlinePassed, InferenceFailed, LipsyncError, Overloaded, SettingsInvalid, TritonUnavailable
+
+Client: TypeAlias = aio.InferenceServerClient
+Answer = TypeVar("Answer")
+
+KEY_HEADER = "triton-grpc-protocol-lipsync-key"
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    # By default a server that was away for long is looked for every two minutes only.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+
+class ModelNotLoaded(LipsyncError):
+    """Triton does not have the model right now; loading it helps."""
+
+
+class RegionLost(TritonUnavailable):
+    """Triton does not know the shared memory region, having been restarted since."""
+
+
+class GivenUp(TritonUnavailable):
+    """Triton hangs, and the request with it: what it does with the request when it goes on is not known."""
+
+
+class KeyRefused(LipsyncError):
+    """Triton restricts what was asked by a key, and was given none or another."""
+
+
+class NoAnswer(DeadlinePassed):
+    """The wait for Triton's answer ended; whether it still works on the request is not known."""
+
+
+def translate(error: InferenceServerException) -> LipsyncError:
+    """Triton's error as ours. UNAVAILABLE has four meanings, so the message decides (seen on Triton 2.51)."""
+    status, message = str(error.status()).removeprefix("StatusCode."), str(error.message())
+    if "protocol is restricted" in message:
+        return KeyRefused("Triton restricts this by a key: name the file that holds it in the setting triton.key_file")
+    if "Unable to find shared memory region" in message:
+        return RegionLost(message)
+    if (
+        "has no available versions" in message
+        or "not at ready state" in message
+        or (status == "NOT_FOUND" and "is not found" in message)
+    ):
+        return ModelNotLoaded(message)
+    if "Exceeds maximum queue size" in message:
+        return Overloaded("Triton's queue for this tenant is full", retry_after_s=0.2)
+    if "Request timeout expired" in message:
+        return Overloaded("Triton's queue for this tenant is too long for the time given", retry_after_s=0.5)
+    if status in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        return NoAnswer("Triton did not answer in time")
+    if status == "UNAVAILABLE":
+        return TritonUnavailable("Triton cannot be reached; it may be restarting", retry_after_s=1)
+    return InferenceFailed(f"Triton failed: {message}")
+
+
+def read_key(path: Path) -> str:
+    """The key that a file holds. Raises SettingsInvalid where there is none."""
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it must be plain text"
+        raise SettingsInvalid(f"triton.key_file: {path} cannot be read: {reason}", field="triton.key_file") from error
+    if not key:
+        raise SettingsInvalid(f"triton.key_file: {path} is empty", field="triton.key_file")
+    return key
+
+
+class _Key(InferenceServerClientPlugin):  # type: ignore[misc]
+    """Puts the key on every request."""
+
+    def __init__(self, key: str) -> None:
+        self._header = {KEY_HEADER: key}
+
+    def __call__(self, request: Any) -> None:
+        request.headers.update(self._header)
+
+
+class Connection:
+    """One Triton server, by its address host:port."""
+
+    def __init__(self, endpoint: str, key: str | None = None) -> None:
+        """key: what Triton asks for where it restricts a protocol."""
+        self.endpoint = endpoint
+        self._key = key
+        self.answers = 0
+        """How many requests were answered, however."""
+        self._client = self._connect()
+        self._hangs = False
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _connect(self) -> Client:
+        client = aio.InferenceServerClient(self.endpoint, channel_args=_CHANNEL)
+        if self._key is not None:
+            client.register_plugin(_Key(self._key))
+        return client
+
+    async def close(self) -> None:
+        """Ends the requests in flight and the connection."""
+        await self._client.close()
+        await asyncio.gather(*self._closing)
+
+    async def ask(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
+        """What Triton answers. Raises what `translate` makes of its error, and GivenUp."""
+        if self._hangs:
+            raise GivenUp("Triton does not answer", retry_after_s=1)
+        return await self._send(request)
+
+    async def ping(self, wait_s: float) -> bool:
+        """Whether Triton takes requests. Raises TritonUnavailable, and NoAnswer after `wait_s`."""
+        ready = await self._send(lambda client: client.is_server_ready(client_timeout=wait_s))
+        self._hangs = False
+        return bool(ready)
+
+    def give_up(self) -> None:
+        """Triton accepts requests and does not answer: those in flight fail at once, with GivenUp, and so do further
+        ones until a `ping` is answered, on a new connection: the old one may lead to a machine that is gone."""
+        self._hangs = True
+        closing = asyncio.create_task(self._client.close())
+        self._client = self._connect()
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def _send(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
+        client = self._client
+        try:
+            answer = await request(client)
+        except InferenceServerException as error:
+            fault = translate(error)
+            if not isinstance(fault, (NoAnswer, TritonUnavailable)):
+                self.answers += 1
+            raise fault from error
+        except asyncio.CancelledError:
+            # Requests on a connection that is closed end as if they were cancelled.
+            if client is self._client or _is_cancelled():
+                raise
+            raise GivenUp("Triton does not answer", retry_after_s=1) from None
+        self.answers += 1
+        return answer
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled this task; before Python 3.11 that cannot be told, and is taken for no."""
+    cancelling: Callable[[], int] = getattr(asyncio.current_task(), "cancelling", int)
+    return cancelling() > 0

@@ -1,0 +1,124 @@
+"""Which server a tenant is on: names and what the servers hold go in, one of the servers that are up comes out.
+
+Awaits nothing, so that whoever asks next is told the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+from ..tenant import RAW_SUFFIX
+from .endpoint import Endpoint
+
+
+def ranked(tenant: str, endpoints: Sequence[str]) -> list[str]:
+    """The servers in the order in which a tenant goes to them, the same for every compositor.
+
+    Rendezvous hashing (Thaler and Ravishankar, 1998): where one is missing, only its own tenants go elsewhere, and to
+    all others alike.
+    """
+    return sorted(endpoints, key=lambda name: hashlib.blake2b(f"{tenant}\0{name}".encode(), digest_size=8).digest())
+
+
+def models_of(tenant: str) -> tuple[str, str]:
+    """The models that a tenant may have: the fused one and the uploaded graph."""
+    return tenant, tenant + RAW_SUFFIX
+
+
+def tenant_of(model: str) -> str:
+    """The tenant that a model, fused or raw, belongs to."""
+    return model.removesuffix(RAW_SUFFIX)
+
+
+class Placement:
+    """Where tenants are. `slots`: requests that a server gets at once from here, beyond which they wait."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], slots: int) -> None:
+        self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
+        self._slots = slots
+        self._at: dict[str, Endpoint] = {}
+        self._displaced: dict[str, None] = {}
+        self._waiting = Counter[str]()
+
+    def at(self, tenant: str) -> Endpoint | None:
+        """Where its last request went."""
+        return self._at.get(tenant)
+
+    def find(self, tenant: str, model: str, full: Collection[Endpoint]) -> Endpoint | None:
+        """Where a request of a tenant for a model goes; None where no server is up but those that are `full`.
+
+        It stays where the model is, or is awaited. Otherwise the tenant is placed anew: where it is loaded already, or
+        on the first of its ranking with room and no queue that is far longer than another's.
+        """
+        here = self._at.get(tenant)
+        if here is not None and here.up and (model in here.residency or self._waiting[model]) and here not in full:
+            return here
+        return self._place(tenant, full)
+
+    @contextlib.contextmanager
+    def waiting(self, model: str) -> Iterator[None]:
+        """Meanwhile a request waits for the model to be loaded, where its tenant is."""
+        self._waiting[model] += 1
+        try:
+            yield
+        finally:
+            self._waiting[model] -= 1
+            if not self._waiting[model]:
+                del self._waiting[model]
+
+    def _place(self, tenant: str, full: Collection[Endpoint]) -> Endpoint | None:
+        order = self._ranked(tenant)
+        usable = [endpoint for endpoint in order if endpoint.up and endpoint not in full]
+        if not usable:
+            return None
+        loaded = (endpoint for endpoint in usable if tenant in endpoint.residency)
+        here = self._at[tenant] = next(loaded, None) or self._roomy(usable)
+        if here is order[0]:
+            self._displaced.pop(tenant, None)
+        elif not order[0].up:
+            self._displaced[tenant] = None
+        return here
+
+    def _roomy(self, usable: Sequence[Endpoint]) -> Endpoint:
+        """The first that has room, and at most twice the least busy one's requests and what it takes at once."""
+        roomy = [endpoint for endpoint in usable if endpoint.residency.room()] or usable
+        most = 2 * min(endpoint.residency.load for endpoint in roomy) + self._slots
+        return next(endpoint for endpoint in roomy if endpoint.residency.load <= most)
+
+    def _ranked(self, tenant: str) -> list[Endpoint]:
+        return [self._endpoints[name] for name in ranked(tenant, list(self._endpoints))]
+
+    def displaced(self) -> tuple[str, Endpoint, Endpoint] | None:
+        """A tenant that had to go as its home was down, and is in use elsewhere now that its home has answered again:
+        its name, where it is, and its home."""
+        for tenant in list(self._displaced):
+            here, home = self._at.get(tenant), self._ranked(tenant)[0]
+            loaded = here is not None and any(model in here.residency for model in models_of(tenant))
+            if here is not None and loaded and here.up and home.ready:
+                return tenant, here, home
+            if not loaded and not any(self._waiting[model] for model in models_of(tenant)):
+                del self._displaced[tenant]  # its next request finds it a place
+        return None
+
+    def move(self, tenant: str, endpoint: Endpoint) -> None:
+        """The tenant's next requests go there."""
+        self._at[tenant] = endpoint
+        self._displaced.pop(tenant, None)
+
+    def postpone(self, tenant: str) -> None:
+        """Others that are displaced come first."""
+        if tenant in self._displaced:
+            del self._displaced[tenant]
+            self._displaced[tenant] = None
+
+    def stay(self, tenant: str) -> None:
+        """The tenant is displaced no more, wherever it is."""
+        self._displaced.pop(tenant, None)
+
+    def forget(self, tenant: str) -> None:
+        """The tenant is gone."""
+        self._at.pop(tenant, None)
+        self._displaced.pop(tenant, None)

@@ -1,0 +1,113 @@
+"""How many requests are in flight to Triton, and which piece of shared memory each has for its answer.
+
+A slot is used again only after Triton answered the request that names it. One whose answer never came is in doubt and
+stays out of use; when a region runs out of slots through doubt, or Triton was restarted, a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..deadline import Deadline
+from ..errors import Overloaded
+from .shared_memory import Region
+
+log = logging.getLogger(__name__)
+
+MOST_REGIONS = 3
+"""Regions that Triton may have mapped for us at once; beyond, mouths come as tensors until Triton is restarted."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Leave to send one request; `region` is None where its answer comes as tensors."""
+
+    region: Region | None
+    slot: int = 0
+
+
+class Slots:
+    """At most `count` leases at once. `register` makes Triton map a region, and says whether it could."""
+
+    def __init__(
+        self, count: int, slot_bytes: int, register: Callable[[Region], Awaitable[bool]], shared_memory: bool
+    ) -> None:
+        self._count = count
+        self._slot_bytes = slot_bytes
+        self._register = register
+        self._wanted = shared_memory
+        self._tensors_only = not shared_memory
+        self._permits = asyncio.Semaphore(count)
+        self._mapping = asyncio.Lock()
+        self._region: Region | None = None
+        self._mapped = 0
+
+    async def lease(self, deadline: Deadline, *, memory: bool = True) -> Lease:
+        """Waits for leave. Raises Overloaded where there is none before the deadline, and what `register` raises."""
+        left_s = deadline.remaining_s()
+        if self._permits.locked():
+            try:
+                await asyncio.wait_for(self._permits.acquire(), left_s)
+            except asyncio.TimeoutError as error:
+                raise Overloaded("no request to Triton was free in time", retry_after_s=0.2) from error
+        else:
+            # At once, and without wait_for, which before Python 3.12 may swallow a cancellation that comes just then.
+            await self._permits.acquire()
+        try:
+            return await self._with_memory() if memory else Lease(None)
+        except BaseException:
+            self._permits.release()
+            raise
+
+    def release(self, lease: Lease) -> None:
+        """Gives leave and slot back: Triton has answered, and the answer has been read."""
+        if lease.region is not None:
+            lease.region.free.append(lease.slot)
+        self._permits.release()
+
+    def abandon(self, lease: Lease) -> None:
+        """Gives the leave back but not the slot: Triton has not answered and may still write."""
+        self._permits.release()
+
+    def lost(self, region: Region | None) -> None:
+        """Triton was restarted, or cannot be reached: what it had mapped is gone with it."""
+        if region is self._region:
+            self._region = None
+            self._mapped = 0
+            self._tensors_only = not self._wanted
+
+    async def _with_memory(self) -> Lease:
+        async with self._mapping:
+            # A holder of a permit finds no slot only where some are in doubt.
+            if not self._tensors_only and (self._region is None or not self._region.free):
+                await self._map()
+            if self._tensors_only or self._region is None:
+                return Lease(None)
+            return Lease(self._region, self._region.free.pop())
+
+    async def _map(self) -> None:
+        self._region = None
+        if self._mapped >= MOST_REGIONS:
+            self._give_up("too many answers never came")
+            return
+        try:
+            region = Region(self._count, self._slot_bytes)
+        except OSError as error:
+            self._give_up(error.strerror or str(error))
+            return
+        try:
+            if not await self._register(region):
+                self._give_up("Triton cannot map it")
+                return
+        finally:
+            region.forget_name()
+        self._mapped += 1
+        self._region = region
+        log.info("shared memory mapped: %d slots of %d bytes", self._count, self._slot_bytes)
+
+    def _give_up(self, reason: str) -> None:
+        log.warning("no shared memory (%s): mouths come as tensors until Triton is restarted", reason)
+        self._tensors_only = True

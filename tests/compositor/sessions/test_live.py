@@ -1,0 +1,257 @@
+"""What live sessions share: requests for frames that are due together, room for so many, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from compositor.call import Call, Stages
+from compositor.errors import Overloaded, TenantNotFound
+from compositor.metrics import Metrics
+from compositor.pipeline import Compositor
+from compositor.rendering import Rendered
+from compositor.sessions.events import PlaybackFinished, Shown, Start
+from compositor.sessions.live import Live
+from compositor.settings import Settings
+from compositor.tenant import Tenant
+
+from .stage import RATE, InPlace, SimulatedClock, drain, speech
+
+PLANES = np.full((3, 328, 328), 200, np.uint8)
+
+
+class FakeCompositor:
+    """What `Live` needs of the pipeline. Remembers how many frames each request had, and of whom."""
+
+    def __init__(self, repository: Path) -> None:
+        self.tenants = {name: Tenant(repository, name) for name in ("plain", "avatar")}
+        self.pool: Executor = InPlace()
+        self.requests: list[tuple[str, int]] = []
+        self.embedded: list[int] = []
+        self.before: Callable[[], Any] = lambda: None
+
+    async def open(self, name: str, stages: Stages) -> Tenant:
+        if name not in self.tenants:
+            raise TenantNotFound(f"no tenant named {name!r} is installed", field="tenant")
+        return self.tenants[name]
+
+    async def load(self, call: Call) -> None: ...
+
+    def batch_size(self, tenant: Tenant) -> int:
+        return 8
+
+    async def embeddings(self, call: Call, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.embedded.append(len(windows))
+        return np.zeros((len(windows), 512), np.float32)
+
+    async def predict(
+        self,
+        call: Call,
+        numbers: Sequence[int],
+        features: NDArray[np.float32],
+        works: Sequence[Callable[[NDArray[np.uint8]], Rendered]],
+    ) -> list[Rendered]:
+        self.requests.append((call.tenant.name, len(numbers)))
+        waiting = self.before()
+        if waiting is not None:
+            await waiting
+        assert len(numbers) == len(features) == len(works)
+        return [work(PLANES) for work in works]
+
+
+@pytest.fixture
+def compositor(repository: Path) -> FakeCompositor:
+    return FakeCompositor(repository)
+
+
+def live_of(compositor: FakeCompositor, clock: SimulatedClock | None = None, **live: Any) -> Live:
+    # 0 ms: on a clock that stands still, nothing else would end the gathering.
+    settings = Settings.model_validate({"live": {"gather_ms": 0, **live}})
+    return Live(cast(Compositor, compositor), settings, Metrics(), clock or SimulatedClock())
+
+
+async def test_frames_that_are_due_together_are_one_request(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock)
+    names = ["plain"] * 3 + ["avatar"] * 2
+    sessions = [await live.begin(Start(name, flow="plain")) for name in names]
+    await clock.move(0.1)
+    for session in sessions:
+        session.push(speech(1.0))
+        session.end_segment()
+    heard = {session: [] for session in sessions}  # type: dict[Any, list[Any]]
+    for _ in range(40):
+        await clock.move(0.04)
+        for session in sessions:
+            heard[session] += drain(session.outbox)
+    for session in sessions:
+        (finished,) = (event for event in heard[session] if isinstance(event, PlaybackFinished))
+        assert finished.position == RATE
+        assert session.playout.counts["speaking"] == 25
+    frames = {name: [count for who, count in compositor.requests if who == name] for name in ("plain", "avatar")}
+    assert (sum(frames["plain"]), sum(frames["avatar"])) == (75, 50)
+    assert np.median(frames["plain"]) == 3
+    assert np.median(frames["avatar"]) == 2
+    assert max(frames["plain"]) <= 8
+    for session in sessions:
+        await live.end(session)
+
+
+async def test_many_frames_at_once_are_requests_side_by_side(compositor: FakeCompositor) -> None:
+    live = live_of(compositor, frames_per_request=20, margin_ms=1000)
+    compositor.before = asyncio.Event().wait
+    session = await live.begin(Start("plain"))
+    session.push(speech(3.0))
+    for _ in range(10_000):
+        await asyncio.sleep(0)
+        if len(compositor.requests) >= 3:
+            break
+    assert compositor.requests[:3] == [("plain", 8), ("plain", 8), ("plain", 4)]
+    await live.end(session)
+
+
+async def test_there_is_room_for_so_many(compositor: FakeCompositor) -> None:
+    live = live_of(compositor, max_sessions=2)
+    sessions = [await live.begin(Start("plain")) for _ in range(2)]
+    with pytest.raises(Overloaded) as refused:
+        await live.begin(Start("plain"))
+    assert refused.value.retry_after_s
+    await live.end(sessions[0])
+    await live.end(await live.begin(Start("avatar")))
+    await live.end(sessions[1])
+    assert not live.sessions
+
+
+async def test_a_session_that_cannot_begin_takes_no_room(compositor: FakeCompositor) -> None:
+    live = live_of(compositor)
+    with pytest.raises(TenantNotFound):
+        await live.begin(Start("nobody"))
+    assert not live.sessions
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 20])
+async def test_the_end_of_a_session_leaves_nothing(compositor: FakeCompositor, turns: int) -> None:
+    before = asyncio.all_tasks()
+    clock = SimulatedClock()
+    live = live_of(compositor, clock)
+    compositor.before = asyncio.Event().wait
+    session = await live.begin(Start("plain"))
+    session.push(speech(3.0))
+    for _ in range(turns):
+        await clock.move(0.01)
+    await live.end(session)
+    assert asyncio.all_tasks() == before
+    assert (live._frames, live._windows, live.sessions) == ({}, {}, {})
+
+
+async def test_the_end_of_one_session_does_not_harm_the_others(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock)
+    gone, stays = [await live.begin(Start("plain", flow="plain")) for _ in range(2)]
+    for session in (gone, stays):
+        session.push(speech(2.0))
+        session.end_segment()
+    await clock.move(0.3)
+    await live.end(gone)
+    await clock.move(3.0)
+    assert stays.playout.counts["late"] == 0
+    assert stays.playout.counts["speaking"] == 50
+    await live.end(stays)
+
+
+async def test_stats_are_for_people(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock)
+    session = await live.begin(Start("avatar"))
+    await clock.move(0.2)
+    (told,) = live.stats()["sessions"]
+    assert told == {
+        "session": session.name,
+        "tenant": "avatar",
+        "epoch": 0,
+        "fps": 25,
+        "position_s": 0.2,
+        "pictures": {"speaking": 0, "fade": 0, "idle": 5, "late": 0},
+        "dropped": 4,
+    }
+    assert [event.dropped for event in drain(session.outbox) if isinstance(event, Shown)] == [4]
+    await live.end(session)
+
+
+def live_for(compositor: FakeCompositor, clock: SimulatedClock) -> Live:
+    """With a request of each model a second at least: 3 s is the least time that a model stays."""
+    settings = Settings.model_validate({"live": {"gather_ms": 0}, "residency": {"min_resident_s": 3}})
+    return Live(cast(Compositor, compositor), settings, Metrics(), clock)
+
+
+async def test_the_models_of_silent_sessions_are_asked_now_and_then(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_for(compositor, clock)
+    sessions = [await live.begin(Start(name, flow="plain")) for name in ("plain", "plain", "avatar")]
+    await clock.move(0.9)
+    assert (compositor.requests, compositor.embedded) == ([], []), "loading them was a use"
+    await clock.move(0.2)
+    assert sorted(compositor.requests) == [("avatar", 1), ("plain", 1)], "once for all sessions of a tenant"
+    assert compositor.embedded == [1]
+    await clock.move(3)
+    assert len(compositor.requests) == 8
+    assert len(compositor.embedded) == 4
+    assert live.stats()["sessions"][0]["pictures"]["speaking"] == 0, "nobody sees them"
+    await live.end(sessions[2])
+    compositor.requests.clear()
+    await clock.move(3)
+    assert set(compositor.requests) == {("plain", 1)}
+    for session in sessions[:2]:
+        await live.end(session)
+    compositor.requests.clear()
+    await clock.move(10)
+    assert compositor.requests == []
+
+
+async def test_the_models_of_speaking_sessions_are_not_asked_beyond(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_for(compositor, clock)
+    session = await live.begin(Start("plain", flow="plain"))
+    session.push(speech(3.0))
+    session.end_segment()
+    for _ in range(74):
+        await clock.move(0.04)
+        drain(session.outbox)
+    assert sum(count for _, count in compositor.requests) == 75, "no frame but those of the speech"
+    await live.end(session)
+
+
+async def test_a_model_that_does_not_answer_harms_no_session(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_for(compositor, clock)
+
+    def fail() -> None:
+        raise Overloaded("no room")
+
+    compositor.before = fail
+    session = await live.begin(Start("plain", flow="plain"))
+    await clock.move(5)
+    compositor.before = lambda: None
+    asked = len(compositor.requests)
+    await clock.move(2)
+    assert asked >= 4
+    assert len(compositor.requests) == asked + 2
+    await live.end(session)
+
+
+async def test_sessions_are_counted(repository: Path) -> None:
+    metrics = Metrics()
+    live = Live(cast(Compositor, FakeCompositor(repository)), Settings(), metrics, SimulatedClock())
+    sessions = [await live.begin(Start("plain")) for _ in range(2)]
+    await live.end(sessions[0])
+    text = metrics.exposition().decode()
+    assert "lipsync_sessions 1.0" in text
+    assert "lipsync_sessions_opened_total 2.0" in text
+    await live.end(sessions[1])

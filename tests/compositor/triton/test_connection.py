@@ -1,0 +1,136 @@
+"""Triton's errors become ours, and a Triton that hangs holds nobody; by a real wire."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from compositor.errors import InferenceFailed, LipsyncError, Overloaded, SettingsInvalid, TritonUnavailable
+from compositor.triton.connection import (
+    Client,
+    Connection,
+    GivenUp,
+    KeyRefused,
+    ModelNotLoaded,
+    NoAnswer,
+    RegionLost,
+    read_key,
+    translate,
+)
+
+from .kserve import Kserve, serving
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("NOT_FOUND", "Request for unknown model: 'x' is not found", ModelNotLoaded),
+        ("NOT_FOUND", "Request for unknown model: 'x' has no available versions", ModelNotLoaded),
+        ("UNAVAILABLE", "Request for unknown model: 'x' version 1 is not at ready state", ModelNotLoaded),
+        ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded),
+        ("UNAVAILABLE", "Request timeout expired", Overloaded),
+        ("UNAVAILABLE", "failed to connect to all addresses", TritonUnavailable),
+        ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", KeyRefused),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", NoAnswer),
+        ("CANCELLED", "Locally cancelled", NoAnswer),
+        ("INTERNAL", "use the --shm-size flag to control the shared memory region size", InferenceFailed),
+        ("INVALID_ARGUMENT", "Unable to find shared memory region: 'lipsync-1'", RegionLost),
+        ("INTERNAL", "onnxruntime execute failure", InferenceFailed),
+    ],
+)
+def test_the_table_of_tritons_errors(status: str, message: str, kind: type[LipsyncError]) -> None:
+    assert type(translate(InferenceServerException(message, f"StatusCode.{status}"))) is kind
+
+
+def test_a_key_is_read_without_its_line_end(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("0123abcd\n")
+    assert read_key(tmp_path / "key") == "0123abcd"
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b" \n", "is empty"), (b"\xff", "plain text")])
+def test_a_key_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+    with pytest.raises(SettingsInvalid, match=f"triton.key_file: {tmp_path}/key .*{words}"):
+        read_key(tmp_path / "key")
+
+
+@pytest.fixture
+async def kserve() -> AsyncIterator[Kserve]:
+    async with serving() as kserve:
+        yield kserve
+
+
+@pytest.fixture
+async def connection(kserve: Kserve) -> AsyncIterator[Connection]:
+    connection = Connection(kserve.endpoint)
+    yield connection
+    await connection.close()
+
+
+def load(client: Client) -> Awaitable[None]:
+    answer: Awaitable[None] = client.load_model("m", client_timeout=30)
+    return answer
+
+
+async def test_what_is_answered_is_counted(connection: Connection, kserve: Kserve) -> None:
+    await connection.ask(load)
+    assert await connection.ping(5)
+    assert connection.answers == 2
+    with pytest.raises(InferenceFailed):
+        await connection.ask(lambda client: client.get_trace_settings())  # it has none
+    assert connection.answers == 3
+    kserve.go.clear()
+    with pytest.raises(NoAnswer):
+        await connection.ping(0.01)
+    assert connection.answers == 3
+
+
+async def test_requests_to_a_server_that_is_given_up_fail_at_once(connection: Connection, kserve: Kserve) -> None:
+    kserve.go.clear()
+    waiting = [asyncio.create_task(connection.ask(load)) for _ in range(8)]
+    for _ in waiting:
+        await kserve.requests.get()
+    connection.give_up()
+    assert {type(fault) for fault in await asyncio.gather(*waiting, return_exceptions=True)} == {GivenUp}
+    with pytest.raises(GivenUp):
+        await connection.ask(load)
+    with pytest.raises(NoAnswer):
+        await connection.ping(0.05)
+    kserve.go.set()
+    assert await connection.ping(5)
+    await connection.ask(load)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not say there whether it was cancelled")
+async def test_who_goes_away_is_not_kept_by_giving_up(connection: Connection, kserve: Kserve) -> None:
+    kserve.go.clear()
+    going, gone = (asyncio.create_task(connection.ask(load)) for _ in range(2))
+    for _ in range(2):
+        await kserve.requests.get()
+    gone.cancel()
+    connection.give_up()
+    results = await asyncio.gather(going, gone, return_exceptions=True)
+    assert [type(result) for result in results] == [GivenUp, asyncio.CancelledError]
+
+
+async def test_closing_cancels_what_is_under_way(kserve: Kserve) -> None:
+    connection = Connection(kserve.endpoint)
+    kserve.go.clear()
+    asking = asyncio.create_task(connection.ask(load))
+    await kserve.requests.get()
+    await connection.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    connection = Connection("127.0.0.1:1")
+    with pytest.raises(TritonUnavailable):
+        await connection.ping(5)
+    await connection.close()

@@ -1,0 +1,258 @@
+"""Requests to several servers: what is repeated, where, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from compositor.deadline import Deadline
+from compositor.errors import (
+    DeadlinePassed,
+    InferenceFailed,
+    LipsyncError,
+    Overloaded,
+    TenantBroken,
+    TritonUnavailable,
+)
+from compositor.residency.models import Facts
+from compositor.settings import Settings
+from compositor.triton.connection import ModelNotLoaded, NoAnswer, RegionLost
+from compositor.triton.fleet import Fleet, open_fleet
+from compositor.triton.inference import Triton
+from compositor.triton.placement import ranked
+
+from .fleet_fakes import Servers
+
+FIRST, SECOND, THIRD = ranked("t", "abc")
+Ask = Callable[[Triton], Awaitable[str]]
+
+
+@pytest.fixture
+def servers() -> Servers:
+    return Servers()
+
+
+@pytest.fixture
+def fleet(servers: Servers) -> Fleet:
+    return Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0.2}}))
+
+
+def answers(*faults: LipsyncError | None) -> tuple[list[str], Ask]:
+    """A request that raises these faults, one each time that it is made; and where it went."""
+    went: list[str] = []
+    left = list(faults)
+
+    async def request(triton: Triton) -> str:
+        went.append(triton.endpoint)
+        if left and (fault := left.pop(0)):
+            raise fault
+        return triton.endpoint
+
+    return went, request
+
+
+def soon() -> Deadline:
+    return Deadline.after(5)
+
+
+async def test_a_request_goes_to_its_model_which_is_leased_meanwhile(fleet: Fleet, servers: Servers) -> None:
+    async def request(triton: Triton) -> float:
+        return servers.residency[triton.endpoint].load
+
+    assert await fleet.serve("t", soon(), request) == 1
+    assert servers.triton[FIRST].loads == ["t"]
+    assert all(residency.load == 0 for residency in servers.residency.values())
+
+
+async def test_the_wait_for_a_load_is_accounted_for_and_nothing_else(fleet: Fleet) -> None:
+    loads = 0
+
+    @contextlib.contextmanager
+    def loading() -> Iterator[None]:
+        nonlocal loads
+        loads += 1
+        yield
+
+    _, request = answers()
+    for _ in range(3):
+        await fleet.serve("t", soon(), request, loading)
+    assert loads == 1
+
+
+async def test_a_model_that_is_gone_is_loaded_again_where_it_was(fleet: Fleet, servers: Servers) -> None:
+    went, request = answers(ModelNotLoaded("gone"))
+    assert await fleet.serve("t", soon(), request) == FIRST
+    assert went == [FIRST, FIRST]
+    assert servers.triton[FIRST].loads == ["t", "t"]
+    assert servers.residency[FIRST].forgotten == [("t", True)]
+    assert servers[FIRST].up
+
+
+async def test_a_server_that_lost_the_shared_memory_is_asked_again(fleet: Fleet, servers: Servers) -> None:
+    went, request = answers(RegionLost("Unable to find shared memory region"))
+    assert await fleet.serve("t", soon(), request) == FIRST
+    assert went == [FIRST, FIRST]
+    assert servers.triton[FIRST].loads == ["t"]
+    assert servers[FIRST].up
+
+
+async def test_a_server_that_cannot_be_reached_is_left_at_once(fleet: Fleet, servers: Servers) -> None:
+    went, request = answers(TritonUnavailable("gone"))
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert not servers[FIRST].up
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert went == [FIRST, SECOND, SECOND]
+
+
+async def test_a_server_that_cannot_even_load_is_left_too(fleet: Fleet, servers: Servers) -> None:
+    servers.triton[FIRST].fault = TritonUnavailable("gone")
+    _, request = answers()
+    assert await fleet.serve("t", soon(), request) == SECOND
+
+
+async def test_where_nobody_waits_for_a_restart_others_are_asked_all_the_same(servers: Servers) -> None:
+    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    went, request = answers(TritonUnavailable("gone"), TritonUnavailable("gone"))
+    assert await fleet.serve("t", soon(), request) == THIRD
+    assert went == [FIRST, SECOND, THIRD]
+    with pytest.raises(TritonUnavailable):
+        await fleet.serve("t", soon(), answers(TritonUnavailable("gone"))[1])
+
+
+async def test_a_region_that_is_lost_again_and_again_is_the_end(servers: Servers) -> None:
+    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    with pytest.raises(RegionLost):
+        await fleet.serve("t", soon(), answers(RegionLost("restarted"))[1])
+
+
+@pytest.mark.parametrize(
+    "fault", [InferenceFailed("boom"), TenantBroken("NaN"), Overloaded("queue"), NoAnswer("late"), RuntimeError("ours")]
+)
+async def test_what_another_try_would_not_help_is_not_tried_again(fleet: Fleet, fault: LipsyncError) -> None:
+    went, request = answers(fault)
+    with pytest.raises(type(fault)):
+        await fleet.serve("t", soon(), request)
+    assert went == [FIRST]
+
+
+async def test_a_server_without_room_sends_the_request_on_until_there_is_none(fleet: Fleet, servers: Servers) -> None:
+    for name in (FIRST, SECOND):
+        servers.residency[name].failures["t"] = Overloaded(f"{name} is full", retry_after_s=1)
+    went, request = answers()
+    assert await fleet.serve("t", soon(), request) == THIRD
+    servers.residency[THIRD].models.clear()
+    servers.residency[THIRD].failures["t"] = Overloaded("third is full", retry_after_s=1)
+    with pytest.raises(Overloaded, match="is full"):
+        await fleet.serve("t", soon(), request)
+    assert went == [THIRD]
+
+
+async def test_a_tenant_that_does_not_load_is_not_tried_elsewhere(fleet: Fleet, servers: Servers) -> None:
+    servers.residency[FIRST].failures["t"] = TenantBroken("failed to poll")
+    with pytest.raises(TenantBroken):
+        await fleet.serve("t", soon(), answers()[1])
+    assert servers.triton[SECOND].loads == []
+
+
+async def test_without_any_server_a_request_waits_for_one(fleet: Fleet, servers: Servers) -> None:
+    for endpoint in servers.endpoints:
+        endpoint.failed(0)
+    _, request = answers()
+    waiting = asyncio.create_task(fleet.serve("t", soon(), request))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await servers[THIRD].check()
+    assert await waiting == THIRD
+
+
+async def test_but_not_for_ever(fleet: Fleet, servers: Servers) -> None:
+    for endpoint in servers.endpoints:
+        endpoint.failed(0)
+    with pytest.raises(TritonUnavailable) as caught:
+        await fleet.serve("t", soon(), answers()[1])
+    assert caught.value.retry_after_s == 1
+    with pytest.raises((TritonUnavailable, DeadlinePassed)):
+        await fleet.serve("t", Deadline.after(0.01), answers()[1])
+
+
+async def test_a_server_that_always_loses_the_model_ends_with_the_deadline(fleet: Fleet) -> None:
+    async def request(triton: Triton) -> None:
+        raise ModelNotLoaded("gone")
+
+    with pytest.raises(DeadlinePassed):
+        await fleet.serve("t", Deadline.after(0.1), request)
+
+
+async def test_who_goes_away_leaves_no_lease(fleet: Fleet, servers: Servers) -> None:
+    begun = asyncio.Event()
+
+    async def request(triton: Triton) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    asking = asyncio.create_task(fleet.serve("t", soon(), request))
+    await begun.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert servers.residency[FIRST].load == 0
+
+
+async def test_an_encoder_is_loaded_where_its_tenants_are(fleet: Fleet, servers: Servers) -> None:
+    _, request = answers()
+    tenants = [next(name for name in map(str, range(99)) if ranked(name, "abc")[0] == home) for home in "abc"]
+    for tenant in tenants:
+        await fleet.serve("encoder", soon(), request, tenant=tenant)
+        await fleet.serve(tenant, soon(), request)
+        await fleet.serve(f"{tenant}.raw", soon(), request, tenant=tenant)
+    for tenant, triton in zip(tenants, servers.triton.values(), strict=True):
+        assert triton.loads == ["encoder", tenant, f"{tenant}.raw"]
+
+
+async def test_replaced_and_removed_tenants_are_told_to_every_server(fleet: Fleet, servers: Servers) -> None:
+    fleet.replaced("t")
+    servers.triton[SECOND].fault = TritonUnavailable("gone")
+    await fleet.drop("t")
+    for name, residency in servers.residency.items():
+        assert residency.asked_of_files == ["t", "t.raw"]
+        assert residency.dropped == ([] if name == SECOND else ["t", "t.raw"])
+
+
+async def test_one_server_is_enough_to_be_ready(fleet: Fleet, servers: Servers) -> None:
+    assert not await fleet.ready()
+    for name in (FIRST, SECOND):
+        servers.triton[name].fault = TritonUnavailable("gone")
+    await servers.check()
+    assert await fleet.ready()
+    assert {report.endpoint: report.up for report in fleet.report()} == {FIRST: False, SECOND: False, THIRD: True}
+
+
+async def test_each_tenant_is_pinned_at_home_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, tuple[Any, Any]] = {}
+
+    def residency(server: Triton, settings: object, *rest: object) -> Any:
+        made[server.endpoint] = (settings, rest)
+        return Servers().residency["a"]
+
+    monkeypatch.setattr("compositor.triton.fleet.Residency", residency)
+    endpoints = ["127.0.0.1:1", "127.0.0.1:2"]
+    pinned, preload = [f"p{number}" for number in range(20)], [f"q{number}" for number in range(20)]
+    settings = Settings.model_validate(
+        {
+            "triton": {"endpoints": [*endpoints, endpoints[0]], "gpus": [0, 2], "placement": "round_robin"},
+            "residency": {"pinned": pinned, "preload": preload},
+        }
+    )
+    fleet = open_fleet(settings, lambda model: Facts(0, True, None))
+    assert [report.endpoint for report in fleet.report()] == endpoints
+    for wanted, key in ((pinned, "pinned"), (preload, "preload")):
+        of = {endpoint: getattr(own, key) for endpoint, (own, _) in made.items()}
+        assert sorted(of[endpoints[0]] + of[endpoints[1]]) == sorted(wanted)
+        assert all(ranked(tenant, endpoints)[0] == endpoint for endpoint in endpoints for tenant in of[endpoint])
+        assert all(of.values())
+    _, (_, devices, _, placement) = made[endpoints[0]]
+    assert [(device.name, device.gpu) for device in devices] == [("gpu0", 0), ("gpu2", 2)]
+    assert placement == "round_robin"

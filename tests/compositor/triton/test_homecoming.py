@@ -1,0 +1,151 @@
+"""How tenants return to a server that was down."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from compositor.errors import Overloaded, TenantBroken, TritonUnavailable
+from compositor.triton import homecoming as module
+from compositor.triton.homecoming import Homecoming
+from compositor.triton.placement import Placement, ranked
+
+from .fleet_fakes import Servers
+
+AT_A = [tenant for tenant in map(str, range(60)) if ranked(tenant, "ab")[0] == "a"][:3]
+
+
+@pytest.fixture
+def servers() -> Servers:
+    return Servers("ab")
+
+
+@pytest.fixture
+def placement(servers: Servers) -> Placement:
+    return Placement(servers.endpoints, 4)
+
+
+@pytest.fixture
+def homecoming(placement: Placement) -> Homecoming:
+    return Homecoming(placement, load_timeout_s=5, min_resident_s=0)
+
+
+async def displace(servers: Servers, placement: Placement) -> None:
+    """Server a was down, and is back; its three tenants and an encoder are on b."""
+    servers["a"].failed(0)
+    for tenant in AT_A:
+        found = placement.find(tenant, tenant, [])
+        assert found is servers["b"]
+        servers.residency["b"].models.add(tenant)
+        servers.triton["b"].loaded[tenant] = 1
+    servers.residency["b"].models.add("encoder")
+    await servers.check()
+
+
+async def test_one_tenant_a_step_returns_its_encoder_first(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    homecoming.encoders.add("encoder")
+    await displace(servers, placement)
+    for step, tenant in enumerate(AT_A):
+        assert placement.find(tenant, tenant, []) is servers["b"]
+        await homecoming.step()
+        assert servers.triton["a"].loads == ["encoder", *AT_A[: step + 1]]
+        assert placement.find(tenant, tenant, []) is servers["a"]
+    await homecoming.step()
+    assert len(servers.triton["a"].loads) == 4
+
+
+async def test_copies_left_behind_are_unloaded_when_nobody_uses_them(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    await homecoming.step()
+    assert servers.residency["b"].dropped == []
+    for _ in range(3):
+        # Another compositor has not moved yet.
+        servers.triton["b"].loaded[AT_A[0]] += 1
+        await homecoming.step()
+    assert AT_A[0] not in servers.residency["b"].dropped
+    await homecoming.step()
+    assert AT_A[0] in servers.residency["b"].dropped
+    assert "encoder" not in servers.residency["b"].dropped
+
+
+async def test_a_copy_that_is_used_again_or_gone_already_is_left_alone(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    for _ in AT_A:
+        await homecoming.step()
+    servers.residency["b"].dropped.clear()
+    servers.residency["b"].models.update(AT_A)
+    servers["a"].failed(servers["a"].falls)
+    for tenant in AT_A[:2]:
+        assert placement.find(tenant, tenant, []) is servers["b"]
+    del servers.triton["b"].loaded[AT_A[2]]
+    for _ in range(3):
+        await homecoming.step()
+    assert servers.residency["b"].dropped == []
+
+
+async def test_who_finds_no_room_at_home_waits_and_who_is_broken_stays(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    servers.residency["a"].failures = {AT_A[0]: Overloaded("full"), AT_A[1]: TenantBroken("failed to poll")}
+    for _ in range(3):
+        await homecoming.step()
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["b"], servers["a"]]
+    servers.residency["a"].failures.clear()
+    for _ in range(3):
+        await homecoming.step()
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["a"], servers["b"], servers["a"]]
+
+
+async def test_nobody_returns_to_a_server_that_is_down_again(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    servers["a"].failed(servers["a"].falls)
+    await homecoming.step()
+    assert servers.triton["a"].loads == []
+    assert all(placement.at(tenant) is servers["b"] for tenant in AT_A)
+
+
+async def test_a_server_that_cannot_be_asked_is_asked_again(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    uses = servers.triton["b"].uses
+
+    async def fail() -> None:
+        raise TritonUnavailable("gone")
+
+    servers.triton["b"].uses = fail  # type: ignore[assignment]
+    for _ in range(3):
+        await homecoming.step()
+    servers.triton["b"].uses = uses  # type: ignore[method-assign]
+    for _ in range(2):
+        await homecoming.step()
+    assert sorted(servers.residency["b"].dropped) == sorted(AT_A)
+
+
+async def test_the_watch_survives_a_step_that_breaks(
+    homecoming: Homecoming, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PERIOD_S", 0)
+    steps = asyncio.Queue[None]()
+
+    async def step() -> None:
+        steps.put_nowait(None)
+        raise RuntimeError("a fault of our own")
+
+    homecoming.step = step  # type: ignore[method-assign]
+    watching = asyncio.create_task(homecoming.watch())
+    for _ in range(2):
+        await steps.get()
+    watching.cancel()
+    await asyncio.wait([watching])
+    assert "a fault of our own" in caplog.text
