@@ -1,7 +1,8 @@
-"""Rectangles and frame order: plain integers, pixels and frame numbers, shared by all that speaks of pictures."""
+"""Rectangles, chroma subsampling and frame order: plain integers, shared by all that speaks of pictures."""
 
 from __future__ import annotations
 
+import enum
 from typing import NamedTuple
 
 
@@ -30,6 +31,22 @@ class Box(NamedTuple):
     def inside(self, outer: Box) -> Box:
         """This box in the coordinates of `outer`."""
         return Box(self.x - outer.x, self.y - outer.y, self.width, self.height)
+
+
+class Subsampling(enum.Enum):
+    """Chroma subsampling and, with it, the MCU's size in pixels."""
+
+    S444 = "4:4:4"
+    S422 = "4:2:2"
+    S420 = "4:2:0"
+
+    @property
+    def mcu(self) -> tuple[int, int]:
+        """(width, height) of one MCU in pixels: ITU-T T.81, A.2.3."""
+        return _MCU[self]
+
+
+_MCU = {Subsampling.S444: (8, 8), Subsampling.S422: (16, 8), Subsampling.S420: (16, 16)}
 
 
 def ping_pong(position: int, frames: int) -> int:

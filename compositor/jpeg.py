@@ -9,7 +9,6 @@ knows the JPEG library, and knows nothing of tenants.
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
 import os
 import threading
@@ -22,7 +21,7 @@ import turbojpeg
 from numpy.typing import NDArray
 
 from .errors import InvalidInput, LipsyncError
-from .geometry import Box
+from .geometry import Box, Subsampling
 
 LIBRARY = "libturbojpeg.so.0"
 EOI = b"\xff\xd9"
@@ -40,20 +39,6 @@ class LibraryMissing(LipsyncError):
     """libturbojpeg is not installed, or is one that does not write restart markers."""
 
 
-class Subsampling(enum.Enum):
-    """Chroma subsampling and, with it, the MCU's size in pixels."""
-
-    S444 = "4:4:4"
-    S422 = "4:2:2"
-    S420 = "4:2:0"
-
-    @property
-    def mcu(self) -> tuple[int, int]:
-        """(width, height) of one MCU in pixels: ITU-T T.81, A.2.3."""
-        return _MCU[self]
-
-
-_MCU = {Subsampling.S444: (8, 8), Subsampling.S422: (16, 8), Subsampling.S420: (16, 16)}
 _TURBO_SUBSAMPLING = {
     Subsampling.S444: turbojpeg.TJSAMP_444,
     Subsampling.S422: turbojpeg.TJSAMP_422,

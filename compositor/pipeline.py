@@ -26,9 +26,10 @@ from .deadline import Deadline
 from .errors import EncoderMissing, InvalidInput, TenantBroken, TenantNotFound
 from .features import FeatureStream, frame_count
 from .geometry import ping_pong
+from .manifest import RAW_SUFFIX
 from .rendering import Rendered, render
 from .settings import Settings
-from .tenant import RAW_SUFFIX, Tenant
+from .tenant import Tenant
 from .tenants import Tenants
 from .triton.fleet import Fleet
 from .triton.inference import Mouths, Triton

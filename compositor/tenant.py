@@ -7,39 +7,19 @@ that no later read can leave a file's end; `verify` checks the checksums too. Kn
 from __future__ import annotations
 
 import base64
-import hashlib
 import mmap
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .blending import CROP_SIZE, Blend, Pixels, merge_planes
-from .errors import InvalidInput, TenantBroken, TenantNotFound
+from .blending import CROP_SIZE, Pixels, merge_planes
+from .errors import InvalidInput, TenantBroken
 from .geometry import Box
-from .jpeg import Encoding, Layout, PreparedFrame, Subsampling
+from .jpeg import Encoding, Layout, PreparedFrame
+from .manifest import CROPS, CUTS, INDEX, MANIFEST, MODEL, PATCHES, SCANS, broken, read_manifest, sha256_of
 
-FORMAT = 2
-"""Version of the files below. A reader refuses what it does not know."""
-
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-AUDIO_ENCODER = "audio_encoder"
-RAW_SUFFIX = ".raw"
-"""A tenant's uploaded graph is served as `<tenant>.raw`; no tenant can be called so."""
-MANIFEST, INDEX, SCANS, PATCHES, CUTS, CROPS, MODEL = (
-    "manifest.json",
-    "index.npy",
-    "scans.bin",
-    "patches.bin",
-    "cuts.npy",
-    "crops.bin",
-    "model.onnx",
-)
-FILES = frozenset((INDEX, SCANS, PATCHES, CUTS, CROPS, MODEL))
-"""The files that a manifest records; all of them, and no others."""
 CROP_BYTES = CROP_SIZE * CROP_SIZE * 3
 DESCRIPTORS = 3
 """File descriptors that an open tenant holds: Python's mmap keeps one for each file that it maps."""
@@ -53,115 +33,6 @@ FRAME = np.dtype(
         ("patch", "<i4", (4,)),  # its MCU-aligned patch: x, y, width, height
     ]
 )
-
-
-class FileRecord(BaseModel):
-    """Size in bytes and SHA-256 of a file, as it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int = Field(ge=1)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class _Format(BaseModel):
-    """The one field that every format has."""
-
-    format: int
-
-
-class Manifest(BaseModel):
-    """What `manifest.json` says of a tenant."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int
-    tenant: str
-    created: str
-    frames: int = Field(ge=1)
-    width: int = Field(ge=1, le=65535)
-    height: int = Field(ge=1, le=65535)
-    fps: int = Field(ge=1)
-    quality: int = Field(ge=1, le=100)
-    subsampling: Subsampling
-    restart_interval: int = Field(ge=1)
-    header: str  # the JPEG header of every prepared frame, base64
-    blend: Blend
-    idle: Literal["rendered", "background"]
-    crops: Literal["resident", "sent"]
-    encoder: str
-    max_batch_size: int = Field(ge=1)
-    model_sha256: str  # of the uploaded graph
-    files: dict[str, FileRecord]
-
-    @field_validator("header")
-    @classmethod
-    def _is_header(cls, value: str) -> str:
-        if not base64.b64decode(value, validate=True).startswith(b"\xff\xd8"):
-            raise ValueError("not a JPEG header in base64")
-        return value
-
-    @field_validator("files")
-    @classmethod
-    def _are_complete(cls, value: dict[str, FileRecord]) -> dict[str, FileRecord]:
-        if strange := sorted(FILES ^ value.keys()):
-            raise ValueError(f"{strange[0]} is missing or does not belong here")
-        return value
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def check_name(name: str, kind: Literal["tenant", "encoder"] = "tenant") -> str:
-    """`name`, if a tenant (or encoder) may be called so. Raises InvalidInput."""
-    if not NAME.fullmatch(name):
-        raise InvalidInput(
-            f"{name[:80]!r} is no {kind} name: use 1 to 64 of a-z 0-9 _ -, the first one a letter or digit",
-            field=kind,
-        )
-    return name
-
-
-def tenant_names(repository: Path) -> list[str]:
-    """The tenants installed in a model repository, sorted. Encoders and raw models are none."""
-    if not repository.is_dir():
-        return []
-    names = (entry.name for entry in repository.iterdir() if NAME.fullmatch(entry.name))
-    return sorted(name for name in names if (repository / name / "1" / MANIFEST).is_file())
-
-
-def read_manifest(repository: Path, name: str) -> Manifest:
-    """The manifest of an installed tenant. Raises InvalidInput, TenantNotFound or TenantBroken."""
-    path = repository / check_name(name) / "1" / MANIFEST
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise TenantNotFound(f"no tenant named {name!r} is installed", field="tenant") from error
-    except OSError as error:
-        raise _broken(name, f"{MANIFEST} cannot be read ({error.strerror})") from error
-    try:
-        # Other formats have other fields, so the format comes first.
-        found = _Format.model_validate_json(text).format
-        if found != FORMAT:
-            raise _broken(name, f"{MANIFEST} has format {found}, but this version reads format {FORMAT}")
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ": ".join((MANIFEST, *filter(None, [".".join(map(str, fault["loc"]))])))
-        raise _broken(name, f"{where}: {fault['msg']}") from error
-    if manifest.tenant != name:
-        raise _broken(name, f"{MANIFEST} belongs to the tenant {manifest.tenant[:80]!r}")
-    return manifest
-
-
-def _broken(name: str, fault: str) -> TenantBroken:
-    return TenantBroken(f"tenant {name!r} is damaged: {fault}; remove it and add it again", field="tenant")
 
 
 class Tenant:
@@ -178,20 +49,20 @@ class Tenant:
         self.layout = Layout(self.manifest.width, self.manifest.height, self.encoding)
         self.header = base64.b64decode(self.manifest.header)
         if self.layout.columns % self.encoding.restart_interval:
-            raise _broken(name, f"{MANIFEST}: restart_interval does not divide the width")
+            raise broken(name, f"{MANIFEST}: restart_interval does not divide the width")
         self._scans, self._patches, self._crops = (self._map(file) for file in (SCANS, PATCHES, CROPS))
         self._index: NDArray[np.void] = self._load(INDEX, FRAME, (self.frames,))
         self._cuts: NDArray[np.uint32] = self._load(CUTS, np.dtype("<u4"), (None, 2))
         self._check_size(MODEL, self._stat(MODEL))
         if len(self._crops) != self.frames * CROP_BYTES:
-            raise _broken(name, f"{CROPS} does not hold {self.frames} crops")
+            raise broken(name, f"{CROPS} does not hold {self.frames} crops")
         if fault := self._index_fault():
-            raise _broken(name, f"{INDEX}: {fault}")
+            raise broken(name, f"{INDEX}: {fault}")
 
     def _check_size(self, file: str, size: int) -> None:
         expected = self.manifest.files[file].size
         if size != expected:
-            raise _broken(self.name, f"{file} has {size} bytes instead of {expected}")
+            raise broken(self.name, f"{file} has {size} bytes instead of {expected}")
 
     def _stat(self, file: str) -> int:
         try:
@@ -200,7 +71,7 @@ class Tenant:
             raise self._unreadable(file, error) from error
 
     def _unreadable(self, file: str, error: OSError) -> TenantBroken:
-        return _broken(self.name, f"{file} cannot be read ({error.strerror})")
+        return broken(self.name, f"{file} cannot be read ({error.strerror})")
 
     def _map(self, file: str) -> memoryview:
         self._check_size(file, self._stat(file))
@@ -218,12 +89,12 @@ class Tenant:
             with (self.directory / file).open("rb") as opened:
                 array: NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)
         except Exception as error:  # numpy's reader raises what it likes
-            raise _broken(self.name, f"{file} is not readable ({type(error).__name__})") from error
+            raise broken(self.name, f"{file} is not readable ({type(error).__name__})") from error
         fits = len(array.shape) == len(shape) and all(
             wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
         )
         if array.dtype != dtype or not fits:
-            raise _broken(self.name, f"{file} holds {array.dtype} {array.shape}, which does not fit the manifest")
+            raise broken(self.name, f"{file} holds {array.dtype} {array.shape}, which does not fit the manifest")
         return array
 
     def _index_fault(self) -> str:
@@ -298,7 +169,7 @@ class Tenant:
             except OSError as error:
                 raise self._unreadable(file, error) from error
             if digest != record.sha256:
-                raise _broken(self.name, f"the checksum of {file} is wrong")
+                raise broken(self.name, f"the checksum of {file} is wrong")
 
 
 def _end_to_end(ranges: NDArray[Any], length: int) -> bool:

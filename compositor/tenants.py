@@ -14,7 +14,8 @@ from pathlib import Path
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .errors import TenantBroken, TenantNotFound, TenantReplaced
-from .tenant import DESCRIPTORS, MANIFEST, Tenant, check_name
+from .manifest import MANIFEST, check_name
+from .tenant import DESCRIPTORS, Tenant
 
 Stamp = tuple[int, int]
 

@@ -22,10 +22,11 @@ from starlette.websockets import WebSocket
 from ..call import Stages
 from ..errors import LipsyncError, Status, TritonUnavailable
 from ..health import Health
+from ..manifest import SCANS, tenant_names
 from ..metrics import Metrics
 from ..pipeline import Compositor
 from ..sessions.live import Live
-from ..tenant import SCANS, Tenant, tenant_names
+from ..tenant import Tenant
 from .admission import Admission
 from .faults import HTTP_CODES, error_fields
 from .stats import describe

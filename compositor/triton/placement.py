@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-from ..tenant import RAW_SUFFIX
+from ..manifest import RAW_SUFFIX
 from .endpoint import Endpoint
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 from compositor.catalogue import CONFIG, MEMORY_PARAMETER, Catalogue, memory_of
+from compositor.manifest import MANIFEST, MODEL
 from compositor.residency.models import Facts
-from compositor.tenant import MANIFEST, MODEL
 from lipsync.model_config import encoder_config, raw_config, tenant_config
 
 

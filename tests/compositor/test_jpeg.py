@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from compositor import jpeg
 from compositor.errors import InvalidInput
-from compositor.geometry import Box
-from compositor.jpeg import Encoding, Layout, PreparedFrame, Subsampling
+from compositor.geometry import Box, Subsampling
+from compositor.jpeg import Encoding, Layout, PreparedFrame
 
 
 def picture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -25,13 +25,14 @@ from compositor.errors import (
     TenantReplaced,
     TritonUnavailable,
 )
+from compositor.manifest import MANIFEST
 from compositor.pipeline import BATCHES_AHEAD, Compositor
 from compositor.rendering import Output
 from compositor.residency.host_lock import HostLock
 from compositor.residency.models import Device, Unobserved, Use
 from compositor.residency.residency import Residency
 from compositor.settings import Settings
-from compositor.tenant import MANIFEST, Tenant
+from compositor.tenant import Tenant
 from compositor.triton.connection import ModelNotLoaded
 from compositor.triton.endpoint import Endpoint
 from compositor.triton.fleet import Fleet

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from compositor import jpeg
 from compositor.errors import InvalidInput, Status, TenantBroken, TenantNotFound
 from compositor.geometry import Box
-from compositor.tenant import (
+from compositor.manifest import (
     CROPS,
     CUTS,
     FILES,
@@ -31,11 +31,11 @@ from compositor.tenant import (
     MODEL,
     PATCHES,
     SCANS,
-    Tenant,
     check_name,
     read_manifest,
     tenant_names,
 )
+from compositor.tenant import Tenant
 from lipsync import architecture
 from lipsync.preparation import Choices, Graph, prepare
 from lipsync.sources import open_source

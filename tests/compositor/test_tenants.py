@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from compositor.errors import InvalidInput, TenantBroken, TenantNotFound, TenantReplaced
-from compositor.tenant import DESCRIPTORS, MANIFEST
+from compositor.manifest import MANIFEST
+from compositor.tenant import DESCRIPTORS
 from compositor.tenants import Tenants, most_open
 from lipsync import architecture
 from lipsync.preparation import Choices, Graph, prepare

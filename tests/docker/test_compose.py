@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from compositor.tenant import tenant_names
+from compositor.manifest import tenant_names
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_tenant
 from lipsync.sentences import NUMBERS

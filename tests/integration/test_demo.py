@@ -12,8 +12,8 @@ import av
 import pytest
 
 from compositor.features import frame_count
+from compositor.manifest import tenant_names
 from compositor.pcm import read_wav
-from compositor.tenant import tenant_names
 from lipsync.sentences import HELLO
 
 pytestmark = pytest.mark.triton

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from compositor.catalogue import CONFIG
 from compositor.errors import InvalidInput
-from compositor.tenant import MANIFEST, MODEL, RAW_SUFFIX, Tenant, tenant_names
+from compositor.manifest import MANIFEST, MODEL, RAW_SUFFIX, tenant_names
+from compositor.tenant import Tenant
 from lipsync.app import build
 from lipsync.bench import parts, service, tenant_callers, tenants
 from lipsync.bench.child import Child

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compositor.tenant import sha256_of
+from compositor.manifest import sha256_of
 from lipsync import trained
 from lipsync.commands.demo import _encoder
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from compositor.errors import InvalidInput
+from compositor.manifest import MANIFEST, tenant_names
 from compositor.settings import TritonSettings
-from compositor.tenant import MANIFEST, Tenant, tenant_names
+from compositor.tenant import Tenant
 from lipsync import app, repository
 from lipsync.commands import console, tenant
 from lipsync.sources import open_source

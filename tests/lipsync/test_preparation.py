@@ -19,10 +19,11 @@ import pytest
 from compositor import jpeg
 from compositor.blending import Blend, Pixels, paste, split_planes
 from compositor.errors import InvalidInput
-from compositor.geometry import Box
-from compositor.jpeg import Encoding, LibraryMissing, Subsampling
+from compositor.geometry import Box, Subsampling
+from compositor.jpeg import Encoding, LibraryMissing
+from compositor.manifest import FILES, MANIFEST, Manifest
 from compositor.rendering import Output, render
-from compositor.tenant import FILES, MANIFEST, Manifest, Tenant
+from compositor.tenant import Tenant
 from lipsync import architecture, preparation
 from lipsync.preparation import Choices, prepare
 from lipsync.sources import Source, open_source

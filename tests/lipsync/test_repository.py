@@ -22,7 +22,8 @@ from tritonclient.grpc import model_config_pb2
 
 from compositor.catalogue import Catalogue
 from compositor.errors import InvalidInput, TenantNotFound
-from compositor.tenant import Tenant, tenant_names
+from compositor.manifest import tenant_names
+from compositor.tenant import Tenant
 from lipsync import architecture, repository
 from lipsync.graph_builder import GraphBuilder
 from lipsync.model_check import probe

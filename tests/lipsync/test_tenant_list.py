@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compositor.catalogue import CONFIG, Catalogue
+from compositor.manifest import FORMAT, MANIFEST, Manifest, read_manifest
 from compositor.settings import TritonSettings
-from compositor.tenant import FORMAT, MANIFEST, Manifest, read_manifest
 from lipsync import tenant_list
 from lipsync.sources import open_source
 from lipsync.tenant_list import Entry, list_tenants, read_entries

@@ -26,8 +26,9 @@ import numpy as np
 from compositor import jpeg
 from compositor.blending import CROP_SIZE
 from compositor.errors import LipsyncError
+from compositor.manifest import MODEL, tenant_names
 from compositor.settings import Settings
-from compositor.tenant import MODEL, Tenant, tenant_names
+from compositor.tenant import Tenant
 from lipsync.triton_install import check_platform, default_home, install
 
 NEEDED_MB, WANTED_MB = 500, 5_000

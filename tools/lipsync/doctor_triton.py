@@ -18,7 +18,7 @@ import tritonclient.grpc as wire
 from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
-from compositor.tenant import tenant_names
+from compositor.manifest import tenant_names
 from lipsync.doctor import Finding, State
 from lipsync.graph_builder import GraphBuilder
 

@@ -22,12 +22,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from compositor import jpeg
-from compositor import tenant as files
+from compositor import manifest as files
 from compositor.blending import Blend, Pixels, cut_crop, merge_planes, paste, split_planes
 from compositor.errors import InvalidInput, LipsyncError
 from compositor.features import clip_features
-from compositor.geometry import Box
-from compositor.jpeg import Encoding, Layout, Subsampling
+from compositor.geometry import Box, Subsampling
+from compositor.jpeg import Encoding, Layout
+from compositor.tenant import FRAME
 
 from .fusing import CropsMode, fuse
 from .model_config import TENANT_BATCH
@@ -169,7 +170,7 @@ def _write_frames(
 ) -> bytes:
     """Writes crops, patches, scans and the two index files; returns the JPEG header that all frames share."""
     count = len(source.rects)
-    index = np.zeros(count, files.FRAME)
+    index = np.zeros(count, FRAME)
     all_cuts: list[NDArray[np.uint32]] = []
     header = b""
     rows = 0

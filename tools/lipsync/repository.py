@@ -9,11 +9,12 @@ from pathlib import Path
 
 import onnx
 
-from compositor import tenant as files
+from compositor import manifest as files
 from compositor.catalogue import CONFIG
 from compositor.errors import InvalidInput, TenantNotFound
 from compositor.features import ENCODER_BATCH
-from compositor.tenant import check_name
+from compositor.manifest import check_name
+from compositor.tenant import CROP_BYTES
 
 from . import model_config
 from .fusing import canonical
@@ -97,7 +98,7 @@ def _check_space(repository: Path, source: Source, graph: Graph) -> None:
     """Refuses early what cannot fit: crops, patches, scans (at most two bits a pixel) and the weights twice."""
     width, height = source.frames.size
     patches = sum((rect.width + 80) * (rect.height + 32) * 3 for rect in source.rects)
-    frames = len(source.rects) * (files.CROP_BYTES + width * height // 4)
+    frames = len(source.rects) * (CROP_BYTES + width * height // 4)
     needed = patches + frames + 2 * graph.model.ByteSize()
     existing = next(path for path in (repository, *repository.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from compositor.catalogue import CONFIG, memory_of
 from compositor.errors import DeadlinePassed, LipsyncError, TritonUnavailable
+from compositor.manifest import FORMAT, MANIFEST, NAME, read_manifest
 from compositor.residency.models import Use
 from compositor.settings import TritonSettings
-from compositor.tenant import FORMAT, MANIFEST, NAME, read_manifest
 from compositor.triton.inference import Triton
 
 PATIENCE_S = 3.0

@@ -17,8 +17,8 @@ import onnxruntime
 from compositor import jpeg
 from compositor.audio import Samples
 from compositor.blending import Pixels
+from compositor.manifest import AUDIO_ENCODER, MODEL
 from compositor.proto import lipsync_v1_pb2 as pb
-from compositor.tenant import AUDIO_ENCODER, MODEL
 from lipsync.architecture import AUDIO_SHAPE, MEL_SHAPE
 from lipsync.avatar import write_source
 from lipsync.bench.service import running

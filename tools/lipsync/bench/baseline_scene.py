@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from compositor.audio import SAMPLE_RATE
 from compositor.blending import Pixels, cut_crop
 from compositor.features import clip_features
-from compositor.tenant import AUDIO_ENCODER, CROP_BYTES, MODEL, RAW_SUFFIX
+from compositor.manifest import AUDIO_ENCODER, MODEL, RAW_SUFFIX
+from compositor.tenant import CROP_BYTES
 from lipsync.avatar_model import loudness_encoder
 from lipsync.model_config import raw_config
 from lipsync.preparation import Choices, session

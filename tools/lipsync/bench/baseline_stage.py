@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from compositor import jpeg
 from compositor.errors import InferenceFailed, LipsyncError
-from compositor.tenant import RAW_SUFFIX
+from compositor.manifest import RAW_SUFFIX
 
 from . import service
 from .baseline_scene import Model, Scene

@@ -15,7 +15,8 @@ from functools import partial
 
 import cv2
 
-from compositor.tenant import CROP_BYTES, PATCHES, SCANS, Tenant
+from compositor.manifest import PATCHES, SCANS
+from compositor.tenant import CROP_BYTES, Tenant
 from compositor.triton.inference import MOUTH_BYTES
 from lipsync import architecture
 from lipsync.tritonserver import EmbeddedTriton

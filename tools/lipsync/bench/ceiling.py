@@ -20,7 +20,8 @@ from tritonclient.utils import InferenceServerException
 
 from compositor.blending import CROP_SIZE, ROI_SIZE
 from compositor.errors import InferenceFailed
-from compositor.tenant import RAW_SUFFIX, Tenant
+from compositor.manifest import RAW_SUFFIX
+from compositor.tenant import Tenant
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
 
 from . import perf_analyzer

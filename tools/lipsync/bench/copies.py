@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnx
 
-from compositor import tenant as files
+from compositor import manifest as files
 from compositor.catalogue import CONFIG
-from compositor.tenant import RAW_SUFFIX
+from compositor.manifest import RAW_SUFFIX
 from lipsync import architecture
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import onnx
 
+from compositor.manifest import AUDIO_ENCODER
 from compositor.pipeline import BATCHES_AHEAD
-from compositor.tenant import AUDIO_ENCODER, Tenant
+from compositor.tenant import Tenant
 from lipsync import architecture, avatar
 from lipsync.avatar_model import loudness_encoder
 from lipsync.model_config import TENANT_BATCH

@@ -11,7 +11,7 @@ from itertools import count
 from tritonclient.utils import InferenceServerException
 
 from compositor.errors import InferenceFailed
-from compositor.tenant import CROPS
+from compositor.manifest import CROPS
 from lipsync import architecture
 from lipsync.model_config import TENANT_BATCH, Kind
 from lipsync.tritonserver import EmbeddedTriton, default_home, install

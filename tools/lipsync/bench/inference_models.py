@@ -20,7 +20,8 @@ import tritonclient.grpc as wire
 from numpy.typing import NDArray
 
 from compositor.errors import InferenceFailed, LipsyncError
-from compositor.tenant import CROP_BYTES, CROPS, MODEL
+from compositor.manifest import CROPS, MODEL
+from compositor.tenant import CROP_BYTES
 from lipsync.fusing import fuse
 from lipsync.model_config import MEMORY, Kind, tenant_config
 from lipsync.triton_processes import session_members

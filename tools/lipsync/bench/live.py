@@ -15,7 +15,7 @@ from typing import Protocol
 import onnx
 from prometheus_client.parser import text_string_to_metric_families
 
-from compositor import tenant as files
+from compositor import manifest as files
 from compositor.errors import LipsyncError
 from lipsync import architecture
 from lipsync.preparation import Choices

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from compositor.errors import InvalidInput, LipsyncError
-from compositor.tenant import AUDIO_ENCODER, tenant_names
+from compositor.manifest import AUDIO_ENCODER, tenant_names
 from lipsync import architecture, client
 from lipsync.avatar_model import loudness_encoder
 from lipsync.preparation import Choices

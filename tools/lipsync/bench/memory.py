@@ -18,7 +18,8 @@ from compositor import jpeg
 from compositor.blending import CROP_SIZE, cut_crop, paste
 from compositor.errors import LipsyncError
 from compositor.geometry import Box
-from compositor.tenant import AUDIO_ENCODER, CROPS, FILES, Tenant, sha256_of
+from compositor.manifest import AUDIO_ENCODER, CROPS, FILES, sha256_of
+from compositor.tenant import Tenant
 from lipsync import architecture
 from lipsync.avatar_model import loudness_encoder
 from lipsync.preparation import Choices

@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from compositor import jpeg
 from compositor.jpeg import Encoding
-from compositor.tenant import RAW_SUFFIX
+from compositor.manifest import RAW_SUFFIX
 
 from .child import announce, wait_for_end
 from .held_film import HeldFilm

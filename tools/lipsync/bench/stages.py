@@ -16,7 +16,7 @@ from pathlib import Path
 import onnx
 
 from compositor.geometry import Box
-from compositor.tenant import AUDIO_ENCODER
+from compositor.manifest import AUDIO_ENCODER
 from lipsync import architecture
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant

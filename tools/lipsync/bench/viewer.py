@@ -22,9 +22,9 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import LocustError
 
+from compositor.manifest import tenant_names
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
-from compositor.tenant import tenant_names
 from lipsync.bench.watching import FIRST_FRAME, FRAME_GAP, LATE_FRAME, TOTAL, Audience, Measured, Watch
 from lipsync.sentences import SENTENCES
 

@@ -21,7 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from compositor.blending import CROP_SIZE, ROI_BORDER, ROI_SIZE, Pixels
 from compositor.errors import InferenceFailed, LipsyncError
-from compositor.tenant import RAW_SUFFIX, Tenant
+from compositor.manifest import RAW_SUFFIX
+from compositor.tenant import Tenant
 from compositor.triton.shared_memory import Region
 from lipsync import architecture
 from lipsync.fusing import MASK

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
+from compositor.manifest import AUDIO_ENCODER, MODEL, read_manifest, sha256_of, tenant_names
 from compositor.server import running
 from compositor.settings import Settings
-from compositor.tenant import AUDIO_ENCODER, MODEL, read_manifest, sha256_of, tenant_names
 from lipsync import trained
 from lipsync.avatar import write_source
 from lipsync.preparation import Choices

@@ -9,7 +9,7 @@ from typing import Annotated
 import onnx
 import typer
 
-from compositor.tenant import AUDIO_ENCODER
+from compositor.manifest import AUDIO_ENCODER
 from lipsync import architecture
 from lipsync.model_size import macs, parameters
 from lipsync.repository import add_encoder

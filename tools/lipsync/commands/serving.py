@@ -12,8 +12,8 @@ import typer
 
 from compositor.errors import SettingsInvalid, TritonUnavailable
 from compositor.logs import set_up_logging
+from compositor.manifest import tenant_names
 from compositor.settings import Settings, read_settings
-from compositor.tenant import tenant_names
 from compositor.workers import Listening
 from compositor.workers import serve as serve_compositor
 from lipsync.tritonserver import EmbeddedTriton, default_home, install

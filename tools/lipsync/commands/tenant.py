@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 import typer
 
 from compositor.catalogue import Catalogue
-from compositor.jpeg import Subsampling
+from compositor.geometry import Subsampling
+from compositor.manifest import AUDIO_ENCODER, RAW_SUFFIX
 from compositor.settings import read_settings
-from compositor.tenant import AUDIO_ENCODER, RAW_SUFFIX, Tenant
+from compositor.tenant import Tenant
 from lipsync.model_config import TENANT_BATCH, Kind
 from lipsync.tenant_list import Entry, list_tenants
 
