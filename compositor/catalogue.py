@@ -56,8 +56,15 @@ class Catalogue:
                 known = Facts(memory, _is_tenants(directory), stamp)
                 self._known[model] = known
         except OSError:
-            return replace(known, stamp=None)
+            return replace(known, stamp=None, gone=known.evictable and self._is_gone(directory))
         return known
+
+    def _is_gone(self, directory: Path) -> bool:
+        """Whether a model was removed. Where the repository is empty or cannot be read, something else is wrong."""
+        try:
+            return not directory.exists() and any(self.repository.iterdir())
+        except OSError:
+            return False
 
 
 def _is_tenants(directory: Path) -> bool:

@@ -56,13 +56,9 @@ class Evictions:
         return [self._holdings.holding(name) for name in order]
 
     def surplus(self) -> list[str]:
-        """Who leaves though nobody waits for room: the idle, and as many as the headroom takes."""
+        """Who leaves though nobody waits for room: the idle, the removed, and as many as the headroom takes."""
         candidates, budget, now_s = self.candidates(), self.budget(), self.now_s()
-        idle = [
-            each
-            for each in candidates
-            if self._settings.idle_s and now_s - self._holdings.last_s(each.model) >= self._settings.idle_s
-        ]
+        idle = [each for each in candidates if self._is_done_with(each.model, now_s)]
         for each in idle:
             budget.leave(each)
         places = min(self._settings.headroom, self._settings.max_models - 1)
@@ -88,6 +84,10 @@ class Evictions:
         """Tells the observer what the devices hold."""
         for device, total in self.budget().now.items():
             self._observe.occupied(device, total.models, total.bytes)
+
+    def _is_done_with(self, name: str, now_s: float) -> bool:
+        idle_s = self._settings.idle_s
+        return self._holdings.facts(name).gone or 0 < idle_s <= now_s - self._holdings.last_s(name)
 
     def _is_free(self, name: str, now_s: float) -> bool:
         model = self._holdings.models.get(name)

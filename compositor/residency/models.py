@@ -56,6 +56,8 @@ class Facts:
     """Whether it may be unloaded to make room. What is not (an audio encoder) does not count for `max_models`."""
     stamp: tuple[int, ...] | None
     """Other files, another stamp; None: not installed."""
+    gone: bool = False
+    """It was removed, from a repository that is there and holds others."""
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,21 @@ def test_what_is_gone_keeps_its_facts_but_has_no_stamp(tmp_path: Path) -> None:
     folder = write(tmp_path, "anna", raw_config("anna", 4, "auto", 1, 11), manifest=True)
     before = catalogue.facts("anna")
     folder.rename(tmp_path / "away")
-    assert catalogue.facts("anna") == Facts(11, True, None)
+    assert catalogue.facts("anna") == Facts(11, True, None, gone=True)
     (tmp_path / "away").rename(folder)
     assert catalogue.facts("anna") == before
+
+
+def test_a_repository_that_is_not_there_took_no_model_away(tmp_path: Path) -> None:
+    """Where a disk was unmounted, all that is loaded serves on."""
+    repository = tmp_path / "repository"
+    catalogue = Catalogue(repository)
+    write(repository, "anna", raw_config("anna", 4, "auto", 1, 11), manifest=True)
+    assert catalogue.facts("anna").stamp is not None
+    repository.rename(tmp_path / "away")
+    assert catalogue.facts("anna") == Facts(11, True, None)
+    repository.mkdir()
+    assert catalogue.facts("anna") == Facts(11, True, None)
 
 
 @pytest.mark.parametrize("name", ["", ".raw", "../anna", "anna/1", "Anna", "a\0", "anna.raw.raw", "loop"])

@@ -317,6 +317,22 @@ def test_the_idle_leave(play: Play) -> None:
     play(scene, idle_s=30)
 
 
+def test_the_removed_leave_once_nobody_uses_them(play: Play) -> None:
+    async def scene(world: World) -> None:
+        watching = go(world.residency.watch())
+        await asyncio.gather(*(world.use(name) for name in ("t0", "t1", "encoder")))
+        world.server.files.removed |= {"t0", "t1", "encoder"}
+        for _ in range(10):
+            await world.use("t1")
+            await asyncio.sleep(1)
+        assert world.server.ready() == {"t1", "encoder"}, "who speaks still does to the end, and encoders stay"
+        await asyncio.sleep(10)
+        assert world.server.ready() == {"encoder"}
+        watching.cancel()
+
+    play(scene, min_resident_s=5)
+
+
 def test_pinned_and_preloaded_models_are_loaded_at_the_start_and_the_pinned_stay(play: Play) -> None:
     async def scene(world: World) -> None:
         watching = go(world.residency.watch())

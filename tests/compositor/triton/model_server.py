@@ -60,11 +60,14 @@ class Files:
     sizes: dict[str, int]
     encoders: frozenset[str] = frozenset()
     stamps: dict[str, int] = field(default_factory=dict)
+    removed: set[str] = field(default_factory=set)
 
     def facts(self, name: str) -> Facts:
         if name not in self.sizes:
             return Facts(0, False, None)
-        return Facts(self.sizes[name], name not in self.encoders, (self.stamp(name),))
+        removed = name in self.removed
+        stamp = None if removed else (self.stamp(name),)
+        return Facts(self.sizes[name], name not in self.encoders, stamp, gone=removed)
 
     def stamp(self, name: str) -> int:
         return self.stamps.get(name, 0)
