@@ -29,6 +29,8 @@ class Evictions:
         self._devices = [device.name for device in devices]
         self._usage = Usage(settings.half_life_s)
         self._pinned = frozenset(settings.pinned)
+        self.headroom = min(settings.headroom, settings.max_models - 1)
+        """Places that are to be free on each device."""
 
     def now_s(self) -> float:
         """Seconds since 1970."""
@@ -61,9 +63,8 @@ class Evictions:
         idle = [each for each in candidates if self._is_done_with(each.model, now_s)]
         for each in idle:
             budget.leave(each)
-        places = min(self._settings.headroom, self._settings.max_models - 1)
         rest = [each for each in candidates if each not in idle]
-        return [each.model for each in idle] + leave_early(places, budget, rest)
+        return [each.model for each in idle] + leave_early(self.headroom, budget, rest)
 
     async def evict(self, names: Sequence[str]) -> list[Model]:
         """Tells the server to unload these; none of them can be leased from now on."""

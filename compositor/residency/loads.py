@@ -113,7 +113,10 @@ class Loads:
     def _plan(self) -> Plan:
         wishes = [self._wish(model) for model in self._queue]
         most = self._settings.concurrent_loads - len(self._tasks)
-        return make_plan(wishes, self._evictions.budget(), self._evictions.candidates(), self._placement, most)
+        evictions = self._evictions
+        return make_plan(
+            wishes, evictions.budget(), evictions.candidates(), self._placement, most, evictions.headroom
+        )
 
     def _wish(self, model: Model) -> Wish:
         facts, leaving = self._holdings.facts(model.name), model.state is State.UNLOADING

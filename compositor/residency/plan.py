@@ -57,11 +57,17 @@ class DeviceOrder:
 
 
 def make_plan(
-    wishes: Iterable[Wish], budget: Budget, candidates: Sequence[Holding], placement: DeviceOrder, loads: int
+    wishes: Iterable[Wish],
+    budget: Budget,
+    candidates: Sequence[Holding],
+    placement: DeviceOrder,
+    loads: int,
+    headroom: int = 0,
 ) -> Plan:
     """What to do about wishes, first come first served.
 
-    candidates: who may be unloaded, in the order of leaving. loads: how many may begin now. `budget` is changed.
+    candidates: who may be unloaded, in the order of leaving. loads: how many may begin now. headroom: places that are
+    to be free on each device when all wishes are served, so that the next ones need not wait. `budget` is changed.
     """
     plan, left = Plan(), list(candidates)
     for wish in wishes:
@@ -87,6 +93,7 @@ def make_plan(
     if any(budget.leaving.values()):
         # Once that is gone, there may be room; it may also be for somebody further back that it leaves.
         plan.refusals.clear()
+    plan.evictions += leave_early(headroom, budget, left)
     return plan
 
 

@@ -97,6 +97,32 @@ def test_leaving_early_frees_so_many_places_where_enough_may_leave(
         assert not leaving
 
 
+@given(
+    st.lists(HOLDINGS, max_size=12).map(unique),
+    st.lists(WISHES, max_size=6, unique_by=lambda wish: wish.holding.model),
+    st.integers(2, 6),
+    st.integers(0, 3),
+)
+def test_headroom_changes_nothing_for_those_who_wait_now(
+    holdings: list[Holding], wishes: list[Wish], max_models: int, headroom: int
+) -> None:
+    candidates = [each for each in holdings if not each.leaving and each.counted]
+
+    def planned(headroom: int) -> tuple[Plan, Budget]:
+        budget = Budget(settings(max_models), DEVICES, holdings)
+        return make_plan(wishes, budget, candidates, DeviceOrder("least_loaded", DEVICES), 9, headroom), budget
+
+    (without, _), (plan, budget) = planned(0), planned(headroom)
+    assert (plan.grants, plan.refusals) == (without.grants, without.refusals)
+    assert plan.evictions[: len(without.evictions)] == without.evictions
+    assert len(set(plan.evictions)) == len(plan.evictions)
+    for device in DEVICES:
+        free = max_models - budget.soon[device].models
+        assert free >= headroom or all(
+            each.model in plan.evictions for each in candidates if each.device in (device, None)
+        )
+
+
 def plan_of(wishes: list[Wish], holdings: list[Holding], limits: ResidencySettings, loads: int = 9) -> Plan:
     candidates = [each for each in holdings if each.counted and not each.leaving]
     return make_plan(wishes, Budget(limits, ["cpu"], holdings), candidates, DeviceOrder("least_loaded", ["cpu"]), loads)
@@ -112,6 +138,12 @@ def held(*names: str, size: int = 0, leaving: bool = False) -> list[Holding]:
 
 def test_who_came_first_gets_the_place() -> None:
     plan = plan_of([wish("first"), wish("second")], held("a"), settings(2))
+    assert plan == Plan({"first": "cpu"}, ["a"], [])
+
+
+def test_who_takes_the_free_place_has_another_one_freed() -> None:
+    budget = Budget(settings(3), ["cpu"], held("a", "b"))
+    plan = make_plan([wish("first")], budget, held("a", "b"), DeviceOrder("least_loaded", ["cpu"]), 9, headroom=1)
     assert plan == Plan({"first": "cpu"}, ["a"], [])
 
 
