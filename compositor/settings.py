@@ -118,8 +118,11 @@ class ResidencySettings(Section):
     max_mb: int = Field(
         0, ge=0, le=10_000_000, description="Most memory of all models together, MB as measured; 0 for no limit."
     )
-    headroom: int = Field(
-        1, ge=0, le=100, description="Places kept free, so that a tenant's load need not wait for another's end."
+    headroom: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Places kept free, so that a tenant's load need not wait for another's end; null: a tenth of all.",
     )
     policy: Literal["lfu", "lru"] = Field(
         "lfu", description="Who leaves first: the least often used of late, or the one whose last use is longest ago."

@@ -29,7 +29,8 @@ class Evictions:
         self._devices = [device.name for device in devices]
         self._usage = Usage(settings.half_life_s)
         self._pinned = frozenset(settings.pinned)
-        self.headroom = min(settings.headroom, settings.max_models - 1)
+        wanted = max(1, settings.max_models // 10) if settings.headroom is None else settings.headroom
+        self.headroom = min(wanted, settings.max_models - 1)
         """Places that are to be free on each device."""
 
     def now_s(self) -> float:

@@ -203,10 +203,10 @@ def test_the_command_takes_the_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("lipsync.commands.bench.install", lambda *_: None)
     monkeypatch.setattr(tenants, "part", part)
-    options = ["-n", "500", "--cache", "20", "--callers", "3", "--pause", "1", "-t", "5m", "--headroom", "4"]
+    options = ["-n", "500", "--cache", "20", "--callers", "3", "--pause", "1", "-t", "5m", "--headroom", "6"]
     done = CliRunner().invoke(build(), ["bench", "tenants", *options, "-o", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert asked == [Sizes(500, 20, 3, 1.0, 300, headroom=4)]
+    assert asked == [Sizes(500, 20, 3, 1.0, 300, headroom=6)]
 
 
 def test_a_tenant_that_cannot_be_called_ends_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

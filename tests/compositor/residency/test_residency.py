@@ -302,6 +302,7 @@ def test_places_are_kept_free_ahead(play: Play) -> None:
         watching.cancel()
 
     play(scene, headroom=1)
+    play(scene, headroom=None)
 
 
 def test_the_idle_leave(play: Play) -> None:

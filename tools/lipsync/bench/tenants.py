@@ -58,7 +58,7 @@ class Sizes:
     model may be unloaded afterwards."""
     zipf: float = 1.0
     """Exponent of the tenants' popularity."""
-    headroom: int = 1
+    headroom: int = 4
     """Places kept free: `residency.headroom`."""
 
     @property
@@ -66,7 +66,7 @@ class Sizes:
         return f"{self.tenants:,} tenants, {self.cache} loaded at most"
 
 
-QUICK = Sizes(tenants=30, cache=4, callers=3, pause_s=0.2, seconds=3.0, history_s=0.2, idle_s=0.2)
+QUICK = Sizes(tenants=30, cache=4, headroom=1, callers=3, pause_s=0.2, seconds=3.0, history_s=0.2, idle_s=0.2)
 
 
 @dataclass(frozen=True)
