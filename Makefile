@@ -13,7 +13,7 @@ demo:  ## Draw an avatar, add it as a tenant, let it speak: out/demo.mp4
 
 test:  ## Run all tests, those against the real Triton included
 	@tools/setup.sh dev
-	@tools/chromium.sh
+	@tools/test-programs.sh
 	.venv/bin/python -m pytest
 
 bench: ## Measure the project: out/bench/report.md
