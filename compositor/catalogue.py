@@ -9,7 +9,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from .manifest import MANIFEST, MODEL, NAME, RAW_SUFFIX
+from .errors import LipsyncError
+from .manifest import MANIFEST, MODEL, NAME, RAW_SUFFIX, read_manifest
 from .residency.models import Facts
 
 CONFIG = "config.pbtxt"
@@ -53,11 +54,17 @@ class Catalogue:
             stamp = tuple(number for file in status for number in (file.st_ino, file.st_mtime_ns))
             if stamp != known.stamp:
                 memory = memory_of((directory / CONFIG).read_text(encoding="utf-8", errors="replace"))
-                known = Facts(memory, _is_tenants(directory), stamp)
+                known = Facts(memory, _is_tenants(directory), stamp, encoder=self._encoder(model))
                 self._known[model] = known
         except OSError:
             return replace(known, stamp=None, gone=known.evictable and self._is_gone(directory))
         return known
+
+    def _encoder(self, model: str) -> str:
+        try:
+            return read_manifest(self.repository, model).encoder
+        except LipsyncError:  # no tenant, or a damaged one
+            return ""
 
     def _is_gone(self, directory: Path) -> bool:
         """Whether a model was removed. Where the repository is empty or cannot be read, something else is wrong."""

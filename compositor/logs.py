@@ -1,10 +1,88 @@
-"""The service's logs."""
+"""The service's logs: one line for each event, as text for people or as JSON for programs.
+
+A line carries the ids of the call and the session that it belongs to: whoever begins one says so with `identify`, and
+all tasks that come of it inherit that.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+from collections.abc import Coroutine, Mapping
+from contextvars import Context, ContextVar
+from datetime import datetime, timezone
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from .settings import LoggingSettings
+
+Answer = TypeVar("Answer")
+
+_ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=MappingProxyType({}))
 
 
-def set_up_logging(level: str) -> None:
-    """Log lines on stderr: time, level, module, message."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+def set_up_logging(settings: LoggingSettings) -> None:
+    """Log lines on stderr, in the format wanted."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Json() if settings.format == "json" else Text())
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler])
+
+
+def identify(**ids: str) -> None:
+    """What this task and those that it starts log from now on carries these ids, such as request or session."""
+    _ids.set({**_ids.get(), **ids})
+
+
+def identity() -> Mapping[str, str]:
+    """The ids of what is under way here."""
+    return _ids.get()
+
+
+def of_nobody(work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+    """A task that works for several calls, or outlives the one that began it: what it logs carries no call's ids."""
+    return Context().run(asyncio.create_task, work)
+
+
+def fields(**values: object) -> dict[str, object]:
+    """What a line says in words, for programs too: given to a logging call as its `extra`."""
+    return {"fields": values}
+
+
+def one_line(text: str) -> str:
+    """Text as it is, but for what is not printable, line ends above all: it may quote a caller, who shall not be able
+    to write lines of his own."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
+class Text(logging.Formatter):
+    """Time, level, module, message, ids. The lines of a traceback follow, indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        ids = "".join(f" {name}={value}" for name, value in identity().items())
+        time = self.formatTime(record)
+        return f"{time} {record.levelname:7} {record.name}: {one_line(record.message)}{one_line(ids)}"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join("    " + one_line(line) for line in super().formatException(ei).split("\n"))
+
+
+class Json(logging.Formatter):
+    """One object a line: time (RFC 3339, UTC), level, logger, process, message; the ids, and what it was given."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        line = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+            **identity(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)

@@ -23,6 +23,9 @@ PREFIX = "LIPSYNC_"
 RESERVED = {"LIPSYNC_CONFIG", "LIPSYNC_TRITON_HOME"}
 """Variables of the prefix that are no settings: where the file lies, and where the embedded Triton is installed."""
 
+STANDARD = {"OTEL_EXPORTER_OTLP_ENDPOINT": "tracing.endpoint", "OTEL_SERVICE_NAME": "tracing.service_name"}
+"""Variables of OpenTelemetry's specification, and the setting that each is unless its own variable is there."""
+
 
 def _split(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
@@ -61,8 +64,15 @@ class ServerSettings(Section):
         description="Where the caller sets no deadline: longest wait for a batch of frames, loading included.",
     )
     max_calls: int = Field(256, ge=1, le=10_000, description="Most calls at once; more are told to come back later.")
+    drain_delay_s: float = Field(
+        0,
+        ge=0,
+        le=600,
+        description="How long a service that stops, and says so in its health, still takes new calls: what a load "
+        "balancer needs to notice.",
+    )
     drain_s: float = Field(
-        10, ge=0, le=600, description="Time that running calls get to finish when the service stops."
+        10, ge=0, le=600, description="Time that running calls and speech get to finish when the service stops."
     )
 
 
@@ -201,6 +211,19 @@ class LoggingSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is written."
     )
+    format: Literal["text", "json"] = Field("text", description="json: one object a line, for programs.")
+
+
+class TracingSettings(Section):
+    """Traces of calls. Off unless an endpoint is set."""
+
+    endpoint: Annotated[str, Field(pattern=r"^(https?://[^\s/]+/?)?$")] = Field(
+        "", description="OpenTelemetry collector, by OTLP over gRPC: http://127.0.0.1:4317; https for TLS."
+    )
+    service_name: str = Field("lipsync", min_length=1, description="What traces call this service.")
+    sample_ratio: float = Field(
+        1, ge=0, le=1, description="Part of the calls that is traced; a caller who traces his own decides for them."
+    )
 
 
 class Settings(Section):
@@ -214,6 +237,7 @@ class Settings(Section):
     live: LiveSettings = LiveSettings()
     audio: AudioSettings = AudioSettings()
     logging: LoggingSettings = LoggingSettings()
+    tracing: TracingSettings = TracingSettings()
 
     def with_ports(self, grpc: int, http: int) -> Settings:
         """The same settings, but for the ports."""
@@ -242,6 +266,10 @@ def read_settings(
         path = Path(environment["LIPSYNC_CONFIG"])
     values = _read_file(path) if path else {}
     origins: dict[tuple[str, ...], str] = {}
+    for name, setting in STANDARD.items():
+        if environment.get(name):
+            _put(values, tuple(setting.split(".")), environment[name])
+            origins[tuple(setting.split("."))] = name
     for name, text in sorted(environment.items()):
         if name.startswith(PREFIX) and name not in RESERVED:
             keys = tuple(name[len(PREFIX) :].lower().split("__"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from ..logs import fields
 from ..settings import ResidencySettings
 from .budget import Budget, Holding
 from .holdings import Holdings, Model
@@ -12,6 +14,8 @@ from .host_lock import Note
 from .models import Device, Observer, State
 from .plan import leave_early
 from .usage import Usage, common_now_s
+
+log = logging.getLogger(__name__)
 
 
 class Evictions:
@@ -71,7 +75,10 @@ class Evictions:
         """Tells the server to unload these; none of them can be leased from now on."""
         models, now_s = [self._holdings.model(name) for name in names], self.now_s()
         for model in models:
-            self._observe.evicted(max(0.0, now_s - self._holdings.since_s(model.name)))
+            age_s = max(0.0, now_s - self._holdings.since_s(model.name))
+            about = fields(model=model.name, triton=self._holdings.endpoint, age_s=age_s)
+            log.info("%s is evicted %.0f s after its load", model.name, age_s, extra=about)
+            self._observe.evicted(age_s)
             self._holdings.mark_leaving(model)
         await asyncio.gather(*(self._holdings.unload(model) for model in models))
         return models

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import LipsyncError
+from ..logs import of_nobody
 from .budget import Holding
 from .host_lock import Note
 from .models import Device, Facts, Server, State, Use
@@ -75,6 +76,7 @@ class Holdings:
         devices: Sequence[Device],
         notify: Callable[[LipsyncError | None], None],
     ) -> None:
+        self.endpoint = server.endpoint
         self.models: dict[str, Model] = {}
         self.uses: dict[str, Use] = {}
         self.seen_s: dict[str, float] = {}
@@ -124,7 +126,7 @@ class Holdings:
         """Its last lease ended."""
         if model.state is State.DRAINING and not self._closed:
             self.mark_leaving(model)
-            task = asyncio.create_task(self.unload(model))
+            task = of_nobody(self.unload(model))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         self.discard(model)
@@ -288,7 +290,7 @@ class Holdings:
 
     def _follow(self) -> None:
         if not self._closed and (self._following is None or self._following.done()):
-            self._following = asyncio.create_task(self._follow_leaving())
+            self._following = of_nobody(self._follow_leaving())
 
     async def _follow_leaving(self) -> None:
         """Until all that is leaving is gone."""

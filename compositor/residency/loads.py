@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..errors import LipsyncError, Overloaded, Stopping, TenantBroken, TritonUnavailable
+from ..logs import fields, of_nobody
 from ..settings import ResidencySettings
 from ..triton.connection import ModelNotLoaded
 from .budget import MB, Holding
@@ -92,7 +93,7 @@ class Loads:
     def _hurry(self) -> None:
         self._changed.set()
         if self._allotting is None or self._allotting.done():
-            self._allotting = asyncio.create_task(self._allot())
+            self._allotting = of_nobody(self._allot())
 
     async def _allot(self) -> None:
         """Serves the queue until it is empty, each time that something changed."""
@@ -114,9 +115,7 @@ class Loads:
         wishes = [self._wish(model) for model in self._queue]
         most = self._settings.concurrent_loads - len(self._tasks)
         evictions = self._evictions
-        return make_plan(
-            wishes, evictions.budget(), evictions.candidates(), self._placement, most, evictions.headroom
-        )
+        return make_plan(wishes, evictions.budget(), evictions.candidates(), self._placement, most, evictions.headroom)
 
     def _wish(self, model: Model) -> Wish:
         facts, leaving = self._holdings.facts(model.name), model.state is State.UNLOADING
@@ -162,7 +161,7 @@ class Loads:
         self._queue.remove(model)
         self._holdings.became(model, State.LOADING)
         self._lock.share()
-        task = asyncio.create_task(self._load(model, device))
+        task = of_nobody(self._load(model, device))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -238,7 +237,9 @@ class Loads:
 
     async def _loaded(self, model: Model, begin_s: float) -> None:
         now_s, waited_s = time.monotonic(), begin_s - model.asked_s
-        log.info("%s loaded in %.3f s after %.3f s in the queue", model.name, now_s - begin_s, waited_s)
+        about = fields(model=model.name, triton=self._server.endpoint, load_s=now_s - begin_s, waited_s=waited_s)
+        words = "%s loaded in %.3f s after %.3f s in the queue"
+        log.info(words, model.name, now_s - begin_s, waited_s, extra=about)
         self._observe.loaded(now_s - begin_s, waited_s)
         model.failure, model.loaded_s = None, self._evictions.now_s()
         self._holdings.became(model, State.READY)

@@ -31,7 +31,7 @@ class Device:
     """A part of a server with memory, and so a budget, of its own."""
 
     name: str
-    """`cpu`, `gpu0`."""
+    """`gpu0`, or `default`: wherever each model's config.pbtxt puts it, CPU or GPUs, all of them one budget."""
     gpu: int | None
     """The GPU that a load names; None: as config.pbtxt says."""
 
@@ -58,6 +58,8 @@ class Facts:
     """Other files, another stamp; None: not installed."""
     gone: bool = False
     """It was removed, from a repository that is there and holds others."""
+    encoder: str = ""
+    """The audio encoder that a tenant's first speech needs."""
 
 
 @dataclass(frozen=True)

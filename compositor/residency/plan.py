@@ -90,10 +90,10 @@ def make_plan(
             plan.grants[model] = device
             placement.took(device)
         budget.add(_on(wish.holding, device))
+    plan.evictions += leave_early(headroom, budget, left)
     if any(budget.leaving.values()):
         # Once that is gone, there may be room; it may also be for somebody further back that it leaves.
         plan.refusals.clear()
-    plan.evictions += leave_early(headroom, budget, left)
     return plan
 
 

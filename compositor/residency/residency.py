@@ -265,10 +265,16 @@ class Residency:
     async def _start(self) -> None:
         """Loads models, one after the other, so that those who wait for theirs come in between."""
         for name in self._settings.pinned:
-            await self._start_one(name)
+            await self._start_tenant(name)
         for name in list(self._preload):
-            if not isinstance(await self._start_one(name), TritonUnavailable):
+            if await self._start_tenant(name):
                 self._preload.remove(name)
+
+    async def _start_tenant(self, name: str) -> bool:
+        """Loads a model and, before it, the audio encoder that it needs; whether both are settled, loaded or not."""
+        names = filter(None, (self._facts(name).encoder, name))
+        errors = [await self._start_one(each) for each in names]
+        return not any(isinstance(error, TritonUnavailable) for error in errors)
 
     async def _start_one(self, name: str) -> LipsyncError | None:
         """Loads a model, or says why it is not."""

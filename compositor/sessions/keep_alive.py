@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from ..clock import Clock
 from ..errors import LipsyncError
+from ..logs import of_nobody
 from ..settings import ResidencySettings
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class KeepAlive:
         self._wanted = wanted
         self._used_s: dict[str, float] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._failing = set[str]()
         self._watching: asyncio.Task[None] | None = None
 
     def used(self, model: str) -> None:
@@ -47,7 +49,7 @@ class KeepAlive:
     def start(self) -> None:
         """Begins to watch, if it does not yet."""
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+            self._watching = of_nobody(self._watch())
 
     def stop(self) -> list[asyncio.Task[None]]:
         """Cancels everything, and gives the tasks that are still ending."""
@@ -56,12 +58,14 @@ class KeepAlive:
             task.cancel()
         self._watching = None
         self._used_s.clear()
+        self._failing.clear()
         return tasks
 
     async def _watch(self) -> None:
         while True:
             now_s, wanted = self._clock.now_s(), self._wanted()
             self._used_s = {model: at_s for model, at_s in self._used_s.items() if model in wanted}
+            self._failing &= wanted.keys()
             for model, at_s in self._used_s.items():
                 if at_s + self._period_s <= now_s:
                     self._used_s[model] = now_s
@@ -71,12 +75,17 @@ class KeepAlive:
     def _ask(self, model: str, request: Request) -> None:
         """A request in a task of its own, where the last one has ended: one that takes long keeps no other waiting."""
         if model not in self._asking:
-            task = self._asking[model] = asyncio.create_task(_try(model, request))
+            task = self._asking[model] = asyncio.create_task(self._try(model, request))
             task.add_done_callback(lambda _: self._asking.pop(model))
 
-
-async def _try(model: str, request: Request) -> None:
-    try:
-        await request()
-    except LipsyncError as error:
-        log.warning("%s is used by silent sessions and does not answer: %s", model, error.message)
+    async def _try(self, model: str, request: Request) -> None:
+        try:
+            await request()
+        except LipsyncError as error:
+            if model not in self._failing:
+                log.warning("%s is used by silent sessions and does not answer: %s", model, error.message)
+            self._failing.add(model)
+        else:
+            if model in self._failing:
+                log.info("%s answers silent sessions again", model)
+            self._failing.discard(model)

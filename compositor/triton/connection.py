@@ -41,6 +41,10 @@ class GivenUp(TritonUnavailable):
     """Triton hangs, and the request with it: what it does with the request when it goes on is not known."""
 
 
+class Unresponsive(TritonUnavailable):
+    """Triton did not answer in time what no caller had asked. It may the next time, or another Triton may."""
+
+
 class KeyRefused(LipsyncError):
     """Triton restricts what was asked by a key, and was given none or another."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from ..errors import InferenceFailed, LipsyncError, TenantBroken
 from ..residency.models import OutOfMemory, Use
 from ..settings import TritonSettings
-from .connection import Client, Connection, ModelNotLoaded, read_key
+from .connection import Answer, Client, Connection, ModelNotLoaded, NoAnswer, Unresponsive, read_key
 
 _IN_MEMORY = {"READY", "LOADING", "UNLOADING"}
 _OUT_OF_MEMORY = re.compile(
@@ -55,29 +56,37 @@ class Control:
             raise TenantBroken(words, field="tenant") from fault
 
     async def unload(self, model: str) -> None:
-        """Unloads a model; returns before its memory is free. An unknown model is no error."""
+        """Unloads a model; returns before its memory is free. An unknown model is no error.
+
+        Raises Unresponsive, as everything that is asked about models does, and TritonUnavailable.
+        """
         wait_s = self._settings.timeout_s
-        await self._connection.ask(lambda client: client.unload_model(model, client_timeout=wait_s))
+        await self._ask(lambda client: client.unload_model(model, client_timeout=wait_s))
 
     async def states(self) -> dict[str, str]:
         """The models that take memory: READY, LOADING or UNLOADING. Costs Triton the more the more are installed."""
         wait_s = self._settings.timeout_s
-        index = await self._connection.ask(lambda client: client.get_model_repository_index(client_timeout=wait_s))
+        index = await self._ask(lambda client: client.get_model_repository_index(client_timeout=wait_s))
         return {model.name: model.state for model in index.models if model.state in _IN_MEMORY}
 
     async def uses(self) -> dict[str, Use]:
         """Triton's statistics of the models that are loaded and not unloading."""
         wait_s = self._settings.timeout_s
-        statistics = await self._connection.ask(lambda client: client.get_inference_statistics(client_timeout=wait_s))
+        statistics = await self._ask(lambda client: client.get_inference_statistics(client_timeout=wait_s))
         return {model.name: Use(model.inference_count, model.last_inference / 1000) for model in statistics.model_stats}
 
     async def placed(self, model: str) -> int | None:
         """The GPU that a loaded model is on, the first where there are several; None on the CPU, or not loaded."""
         try:
-            config = await self._config(model)
+            return next(iter(await self.gpus(model)), None)
         except ModelNotLoaded:
             return None
-        return next((gpu for group in config.instance_group for gpu in group.gpus), None)
+
+    async def gpus(self, model: str) -> list[int]:
+        """The GPUs that a loaded model has a copy on: all of them, unless its load or its config.pbtxt names some; none
+        on the CPU. Raises ModelNotLoaded."""
+        config = await self._config(model)
+        return sorted({gpu for group in config.instance_group for gpu in group.gpus})
 
     async def warm(self, model: str) -> None:
         """One request of a loaded model, zeros of one frame, so that Triton says when it was used last.
@@ -95,9 +104,16 @@ class Control:
 
         await self._connection.ask(request)
 
+    async def _ask(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
+        """What Triton answers to what no caller asked: the time given is the service's own."""
+        try:
+            return await self._connection.ask(request)
+        except NoAnswer as error:
+            raise Unresponsive("Triton did not answer in time", retry_after_s=1) from error
+
     async def _config(self, model: str) -> model_config_pb2.ModelConfig:
         wait_s = self._settings.timeout_s
-        answer = await self._connection.ask(lambda client: client.get_model_config(model, client_timeout=wait_s))
+        answer = await self._ask(lambda client: client.get_model_config(model, client_timeout=wait_s))
         return answer.config
 
     def _config_on(self, model: str, gpu: int) -> str | None:

@@ -1,7 +1,16 @@
 """One Triton server as the fleet sees it: its connection, what it has loaded, and whether requests may go to it.
 
-The one place that judges a server's health. It goes down with the first connection that fails, or when it accepts pings
-and answers nothing for a while; only a ping that is answered brings it back.
+The one place that judges a server's health. It goes down with the first connection that fails; only a ping that is
+answered brings it back. That a server hangs, which accepts and never answers, is told from its being slow by this:
+
+- A ping (ServerReady) waits for no model, no load and no batch. Of a real Triton on 2 cores that had 24 other busy
+  processes, more requests than it could serve, and models coming and going, the slowest of 316 took 0.4 s.
+- A ping is not taken back when it is late: a late answer is the best sign that the server is slow. While it is out, it
+  is looked every `LOOK_S` whether anything was answered. Whatever was, a frame, a load or the ping, is a sign of life.
+- `SILENT_LOOKS` in a row without any, and the server hangs. Looks that this process itself was too late for say
+  nothing of the server.
+
+To be wrong is not dear: requests are made again elsewhere, and the next ping that is answered brings the server back.
 """
 
 from __future__ import annotations
@@ -20,12 +29,14 @@ from .inference import Triton
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = 1.0
+PERIOD_S = 0.5
 """Between the pings of a server that is up."""
-PATIENCE_S = 2.0
-"""A ping that takes longer is not answered."""
-SILENT_PINGS = 2
-"""So many in a row without any answer of the server meanwhile, and it hangs."""
+LOOK_S = 0.5
+"""A ping is waited for so long before it is looked whether the server shows other signs of life."""
+SILENT_LOOKS = 3
+"""So many in a row without any, and it hangs."""
+_LOST_S = 30.0
+"""A ping that a server does not answer for so long, though it answers others, is made again."""
 _PAUSE_S = (0.05, 0.5)
 """Between the pings of a server that is down: at first, and at most."""
 _STEADY_S = 10.0
@@ -60,7 +71,9 @@ class Endpoint:
         self.falls = 0
         """How often it went down, by which a failure from before the last time is known."""
         self._told = told
+        self._ping: asyncio.Task[bool] | None = None
         self._silent = 0
+        """Looks in a row without a sign of life."""
         self._pause_s = _PAUSE_S[0]
         self._up_since_s = time.monotonic()
         self._waking: asyncio.Future[None] | None = None
@@ -73,34 +86,64 @@ class Endpoint:
 
     async def watch(self) -> None:
         """Pings until it is cancelled."""
-        while True:
-            try:
-                await self.check()
-            except Exception:
-                log.exception("the check of Triton at %s itself failed", self.name)
-            await self._sleep()
+        try:
+            while True:
+                try:
+                    await self.check()
+                except Exception:
+                    log.exception("the check of Triton at %s itself failed", self.name)
+                if self._ping is None:
+                    await self._sleep()
+        finally:
+            self._drop_ping()
 
     async def check(self) -> None:
-        """Pings once."""
-        answers = self.triton.answers
-        try:
-            if await self.triton.ping(PATIENCE_S):
-                await self._rise()
-            else:
-                self._fall("it takes no requests")
+        """Pings, or goes on waiting for the ping that is out, and judges by what comes within `LOOK_S`."""
+        loop, answers = asyncio.get_running_loop(), self.triton.answers
+        begin_s = loop.time()
+        if self._ping is None:
+            self._ping = asyncio.create_task(self.triton.ping(_LOST_S))
+        await asyncio.wait((self._ping,), timeout=LOOK_S)
+        if self._ping.done():
+            ping, self._ping = self._ping, None
+            await self._take(ping)
+        elif self.triton.answers != answers:
             self._silent = 0
-        except NoAnswer:
-            self._silent = self._silent + 1 if self.triton.answers == answers else 0
-            if self._silent >= SILENT_PINGS:
-                self._silent = 0
-                self.triton.give_up()
-                self._fall("it does not answer")
-        except LipsyncError as error:
-            self._fall(error.message)
+        elif loop.time() - begin_s < 2 * LOOK_S:
+            self._miss()
 
     def report(self) -> EndpointReport:
         residency = self.residency
         return EndpointReport(self.name, self.up, residency.load, residency.room(), residency.report())
+
+    async def _take(self, ping: asyncio.Task[bool]) -> None:
+        """Judges by a ping that has ended."""
+        try:
+            takes_requests = ping.result()
+            self._silent = 0
+            if takes_requests:
+                await self._rise()
+            else:
+                self._fall("it takes no requests")
+        except NoAnswer:
+            log.debug("Triton at %s answers others, but no ping", self.name)
+        except LipsyncError as error:
+            self._silent = 0
+            self._fall(error.message)
+
+    def _miss(self) -> None:
+        """There was no sign of life."""
+        self._silent += 1
+        if self._silent >= SILENT_LOOKS:
+            self._silent = 0
+            self._drop_ping()
+            self.triton.give_up()
+            self._fall("it does not answer")
+
+    def _drop_ping(self) -> None:
+        if self._ping is not None:
+            self._ping.cancel()
+            self._ping = None
 
     def _fall(self, reason: str) -> None:
         self.ready = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -26,7 +26,7 @@ from ..errors import LipsyncError, Overloaded, TritonUnavailable
 from ..residency.models import Device, Facts, Observer, Unobserved
 from ..residency.residency import Residency
 from ..settings import Settings
-from .connection import ModelNotLoaded, RegionLost
+from .connection import ModelNotLoaded, RegionLost, Unresponsive
 from .endpoint import Endpoint, EndpointReport
 from .homecoming import Homecoming
 from .inference import Triton
@@ -41,10 +41,65 @@ _BACK_OFF_S = 0.05
 class _Full(Exception):
     """A server has no room for the model."""
 
-    def __init__(self, endpoint: Endpoint, reason: Overloaded) -> None:
-        super().__init__(endpoint.name)
-        self.endpoint = endpoint
+    def __init__(self, reason: Overloaded) -> None:
+        super().__init__(reason.message)
         self.reason = reason
+
+
+class _Search:
+    """Where one request goes, and whether it goes on when it failed there."""
+
+    def __init__(
+        self, placement: Placement, restart_wait_s: float, tenant: str, model: str, deadline: Deadline
+    ) -> None:
+        self._placement, self._restart_wait_s = placement, restart_wait_s
+        self._tenant, self._model, self._deadline = tenant, model, deadline
+        self._full: list[Endpoint] = []
+        self._reason: Overloaded | None = None
+        self._tried: list[Endpoint] = []
+        """Where it failed, for want of room or of an answer."""
+        self._silent: list[Endpoint] = []
+        """Those that others are asked before."""
+        self._end_s: float | None = None
+        """When it ends, once a server could not be reached."""
+
+    def endpoint(self) -> Endpoint | None:
+        """The next to ask; None: no server is up. Raises Overloaded where none has room."""
+        find = self._placement.find
+        endpoint = find(self._tenant, self._model, [*self._full, *self._silent])
+        if endpoint is None and self._silent:
+            self._silent.clear()
+            endpoint = find(self._tenant, self._model, self._full)
+        if endpoint is None and self._reason is not None:
+            raise self._reason
+        return endpoint
+
+    def is_full(self, endpoint: Endpoint, reason: Overloaded) -> None:
+        """Raises the reason where there is no time left to ask another."""
+        if self._deadline.at_s <= time.monotonic():
+            raise reason
+        self._full.append(endpoint)
+        self._tried.append(endpoint)
+        self._reason = reason
+
+    def is_unavailable(self, endpoint: Endpoint | None, falls: int, error: TritonUnavailable) -> None:
+        """Raises the error where waiting and asking others does not help any more.
+
+        falls: how often the server had been down when it was asked.
+        """
+        # Without its region Triton is there, and restarted: the next request brings it a new one.
+        restarted = isinstance(error, RegionLost)
+        if endpoint is not None:
+            self._tried.append(endpoint)
+            if isinstance(error, Unresponsive):
+                self._silent.append(endpoint)
+            elif not restarted:
+                endpoint.failed(falls)
+        now_s = time.monotonic()
+        if self._end_s is None:
+            self._end_s = min(now_s + self._restart_wait_s, self._deadline.at_s)
+        if self._end_s - now_s <= _BACK_OFF_S and (restarted or not self._placement.has_others(self._tried)):
+            raise error
 
 
 class Fleet:
@@ -77,52 +132,36 @@ class Fleet:
         own = tenant_of(model)
         if tenant and own != tenant:
             self._homecoming.encoders.add(model)
-        tenant = tenant or own
-        give_up: Deadline | None = None
-        full: list[Endpoint] = []
-        failed: list[Endpoint] = []
-        reason: Overloaded | None = None
+        search = _Search(self._placement, self._restart_wait_s, tenant or own, model, deadline)
         while True:
-            endpoint = self._placement.find(tenant, model, full)
-            if endpoint is None and reason is not None:
-                raise reason
+            endpoint = search.endpoint()
             falls = endpoint.falls if endpoint else 0
             try:
                 if endpoint is None:
                     raise TritonUnavailable("Triton cannot be reached; it may be restarting", retry_after_s=1)
-                lease: AbstractAsyncContextManager[None] = endpoint.residency.lease(model, deadline)
-                if model not in endpoint.residency:
-                    lease = self._awaited(lease, endpoint, model, loading)
-                async with lease:
+                async with self._lease(endpoint, model, deadline, loading):
                     return await request(endpoint.triton)
             except _Full as error:
-                full.append(error.endpoint)
-                reason = error.reason
+                assert endpoint
+                search.is_full(endpoint, error.reason)
                 continue
             except ModelNotLoaded:
                 assert endpoint
                 endpoint.residency.forget(model, lost=True)
             except TritonUnavailable as error:
-                # Without its region Triton is there, and restarted: the next request brings it a new one.
-                if endpoint:
-                    failed.append(endpoint)
-                    if not isinstance(error, RegionLost):
-                        endpoint.failed(falls)
-                give_up = give_up or Deadline.after(self._restart_wait_s)
-                left_s = min(give_up.at_s, deadline.at_s) - time.monotonic()
-                if left_s <= _BACK_OFF_S and (isinstance(error, RegionLost) or not self._is_another([*failed, *full])):
-                    raise
+                search.is_unavailable(endpoint, falls, error)
             await asyncio.sleep(min(_BACK_OFF_S, deadline.remaining_s()))
 
-    def _is_another(self, tried: Collection[Endpoint]) -> bool:
-        """Whether there is a server to ask besides those."""
-        return any(endpoint.up and endpoint not in tried for endpoint in self._endpoints)
+    def _lease(
+        self, endpoint: Endpoint, model: str, deadline: Deadline, loading: Callable[[], AbstractContextManager[None]]
+    ) -> AbstractAsyncContextManager[None]:
+        lease = endpoint.residency.lease(model, deadline)
+        return lease if model in endpoint.residency else self._awaited(lease, model, loading)
 
     @asynccontextmanager
     async def _awaited(
         self,
         lease: AbstractAsyncContextManager[None],
-        endpoint: Endpoint,
         model: str,
         loading: Callable[[], AbstractContextManager[None]],
     ) -> AsyncIterator[None]:
@@ -132,7 +171,7 @@ class Fleet:
                 with loading(), self._placement.waiting(model):
                     await stack.enter_async_context(lease)
             except Overloaded as error:
-                raise _Full(endpoint, error) from error
+                raise _Full(error) from error
             yield
 
     def replaced(self, tenant: str) -> None:
@@ -183,16 +222,18 @@ def open_fleet(
     facts: Callable[[str], Facts],
     observe: Callable[[str], Observer] = lambda endpoint: Unobserved(),
     told: Callable[[str, bool], None] = lambda endpoint, up: None,
+    queued: Callable[[float], None] = lambda seconds: None,
 ) -> Fleet:
     """The fleet that the settings describe; nothing is connected or loaded yet.
 
     facts: what the files say of a model. observe: gives each server, by its address, its models' observer. told: hears
-    of each server whether it is up. Tenants that are pinned or preloaded are so at home only.
+    of each server whether it is up. queued: hears how long each request waited for its turn to be sent. Tenants that
+    are pinned or preloaded are so at home only.
     """
-    devices = [Device(f"gpu{gpu}", gpu) for gpu in settings.triton.gpus] or [Device("cpu", None)]
+    devices = [Device(f"gpu{gpu}", gpu) for gpu in settings.triton.gpus] or [Device("default", None)]
 
     def endpoint(name: str) -> Endpoint:
-        triton = Triton(settings.triton, name, settings.model_repository)
+        triton = Triton(settings.triton, name, settings.model_repository, queued)
 
         def at_home(tenants: Sequence[str]) -> tuple[str, ...]:
             return tuple(tenant for tenant in tenants if ranked(tenant, settings.triton.endpoints)[0] == name)

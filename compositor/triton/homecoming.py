@@ -1,4 +1,5 @@
-"""Brings tenants back to a server that was down: one at a time, loaded there while it is still served elsewhere."""
+"""Brings tenants back to their home, which was down or had no room: one at a time, loaded there while it is still
+served elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import logging
 import time
 
 from ..deadline import Deadline
-from ..errors import LipsyncError, TenantBroken
+from ..errors import LipsyncError, Overloaded, TenantBroken
 from .endpoint import Endpoint
 from .placement import Placement, models_of, tenant_of
 
@@ -18,7 +19,7 @@ PERIOD_S = 1.0
 
 
 class Homecoming:
-    """The way back of displaced tenants, and the end of the copies that they leave behind."""
+    """The way back of tenants that are elsewhere, and the end of the copies that they leave behind."""
 
     def __init__(self, placement: Placement, load_timeout_s: float, min_resident_s: float) -> None:
         """min_resident_s: a copy left behind goes when nobody, another compositor included, used it for so long."""
@@ -40,7 +41,8 @@ class Homecoming:
 
     async def step(self) -> None:
         """Brings one tenant home, and ends what those before it left behind."""
-        found = self._placement.displaced()
+        self._placement.look()
+        found = self._placement.displaced() or self._placement.spilled()
         if found is not None:
             await self._bring(*found)
         for (model, endpoint), seen in list(self._left.items()):
@@ -56,6 +58,10 @@ class Homecoming:
         except TenantBroken as error:
             log.warning("%s stays on %s: %s", tenant, here.name, error.message)
             self._placement.stay(tenant)
+            return
+        except Overloaded as error:
+            log.info("%s returns to %s when there is room: %s", tenant, home.name, error.message)
+            self._placement.wait_for_room(tenant, home)
             return
         except LipsyncError as error:
             log.info("%s cannot return to %s yet: %s", tenant, home.name, error.message)

@@ -23,15 +23,18 @@ from ..deadline import Deadline
 from ..errors import DeadlinePassed, InferenceFailed, InvalidInput, LipsyncError, TenantBroken, TritonUnavailable
 from ..features import ENCODER_BATCH
 from ..settings import TritonSettings
+from ..tracing import headers_onwards
 from .connection import Client, GivenUp, NoAnswer
 from .control import Control
-from .shared_memory import Region
+from .shared_memory import Region, is_left_behind, sweep_locks
 from .slots import Lease, Slots
 
 log = logging.getLogger(__name__)
 
 MOUTH_BYTES = CROP_SIZE * CROP_SIZE * 3
 EMBEDDING_SIZE = 512
+_BRIEF_S = 1.0
+"""How long Triton may take to tell of regions, or to end one."""
 
 
 @dataclass
@@ -45,9 +48,17 @@ class Mouths:
 class Triton(Control):
     """One Triton server."""
 
-    def __init__(self, settings: TritonSettings, endpoint: str, repository: Path | None = None) -> None:
-        """repository: where the models' config.pbtxt are, for loads that name a GPU."""
+    def __init__(
+        self,
+        settings: TritonSettings,
+        endpoint: str,
+        repository: Path | None = None,
+        queued: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """repository: where the models' config.pbtxt are, for loads that name a GPU. queued: is told how long each
+        request waited for one of `triton.slots`."""
         super().__init__(settings, endpoint, repository)
+        self._queued = queued
         self._slots = Slots(
             settings.slots, settings.slot_frames * MOUTH_BYTES, self._register, settings.shared_memory == "auto"
         )
@@ -63,6 +74,8 @@ class Triton(Control):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._unregister(region.name) for region in self._slots.mapped))
+        self._slots.forget()
         await self._connection.close()
 
     async def ping(self, wait_s: float) -> bool:
@@ -117,7 +130,7 @@ class Triton(Control):
             else _tensor("crop", subject, "UINT8")
         )
         inputs = [first, _tensor("audio", audio, "FP32")]
-        lease = await self._slots.lease(deadline)
+        lease = await self._lease(deadline, memory=True)
         # A task of its own: a caller that goes away must not free a slot that Triton still fills.
         task = asyncio.create_task(self._request(model, inputs, len(audio), lease, deadline))
         self._tasks.add(task)
@@ -131,6 +144,13 @@ class Triton(Control):
             task.add_done_callback(_release_unwanted)
             raise
         return task.result()
+
+    async def _lease(self, deadline: Deadline, *, memory: bool) -> Lease:
+        begin_s = time.perf_counter()
+        try:
+            return await self._slots.lease(deadline, memory=memory)
+        finally:
+            self._queued(time.perf_counter() - begin_s)
 
     async def _request(
         self, model: str, inputs: list[wire.InferInput], count: int, lease: Lease, deadline: Deadline
@@ -164,19 +184,44 @@ class Triton(Control):
             )
 
         try:
-            await self._connection.ask(request)
-        except (TritonUnavailable, DeadlinePassed):
+            await self._ask(request)
+        except TritonUnavailable:
             raise
         except LipsyncError as error:
             log.info("no shared memory: %s", error.message)
             return False
+        await self._sweep()
         return True
+
+    async def _sweep(self) -> None:
+        """Ends the regions that processes left behind which were killed. Only where Triton has just mapped one of ours:
+        then its /dev/shm is this process's own, and what is not known there is nobody's."""
+        try:
+            status = await self._ask(lambda client: client.get_system_shared_memory_status(client_timeout=_BRIEF_S))
+        except LipsyncError as error:
+            log.debug("%s: %s", self.endpoint, error.message)
+            return
+        for name in status.regions:
+            if is_left_behind(name):
+                await self._unregister(name)
+        sweep_locks()
+
+    async def _unregister(self, name: str) -> None:
+        """Makes Triton end a region. One that it still writes into stays, until somebody sweeps."""
+
+        async def request(client: Client) -> None:
+            await client.unregister_system_shared_memory(name, client_timeout=_BRIEF_S)
+
+        try:
+            await self._ask(request)
+        except LipsyncError as error:
+            log.debug("%s keeps the region %s: %s", self.endpoint, name, error.message)
 
     async def _tensors(
         self, model: str, inputs: list[wire.InferInput], outputs: list[str], deadline: Deadline
     ) -> wire.InferResult:
         """A request whose answer comes as tensors."""
-        lease = await self._slots.lease(deadline, memory=False)
+        lease = await self._lease(deadline, memory=False)
         try:
             requested = [wire.InferRequestedOutput(name) for name in outputs]
             return await self._infer(model, inputs, requested, deadline.remaining_s())
@@ -204,8 +249,9 @@ class Triton(Control):
         wait_s: float,
     ) -> wire.InferResult:
         """One request, whose answer is awaited for so long."""
+        headers = headers_onwards()
         return await self._connection.ask(
-            lambda client: client.infer(model, inputs, outputs=outputs, client_timeout=wait_s)
+            lambda client: client.infer(model, inputs, outputs=outputs, client_timeout=wait_s, headers=headers)
         )
 
 

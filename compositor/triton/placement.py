@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ..manifest import RAW_SUFFIX
 from .endpoint import Endpoint
+
+CALM_S = 10.0
+"""A server has had room and little to do for so long, before a tenant that had gone elsewhere returns to it."""
 
 
 def ranked(tenant: str, endpoints: Sequence[str]) -> list[str]:
@@ -36,16 +40,26 @@ def tenant_of(model: str) -> str:
 class Placement:
     """Where tenants are. `slots`: requests that a server gets at once from here, beyond which they wait."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], slots: int) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], slots: int, now_s: Callable[[], float] = time.monotonic) -> None:
+        """now_s: seconds that only grow."""
         self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self._slots = slots
+        self._now_s = now_s
         self._at: dict[str, Endpoint] = {}
         self._displaced: dict[str, None] = {}
+        """Tenants that are elsewhere as their home was down."""
+        self._spilled: dict[str, None] = {}
+        """Tenants that are elsewhere as their home had no room, or too much to do."""
+        self._calm_since_s: dict[Endpoint, float] = {}
         self._waiting = Counter[str]()
 
     def at(self, tenant: str) -> Endpoint | None:
         """Where its last request went."""
         return self._at.get(tenant)
+
+    def has_others(self, tried: Collection[Endpoint]) -> bool:
+        """Whether there is a server to ask besides those."""
+        return any(endpoint.up and endpoint not in tried for endpoint in self._endpoints.values())
 
     def find(self, tenant: str, model: str, full: Collection[Endpoint]) -> Endpoint | None:
         """Where a request of a tenant for a model goes; None where no server is up but those that are `full`.
@@ -74,11 +88,16 @@ class Placement:
         usable = [endpoint for endpoint in order if endpoint.up and endpoint not in full]
         if not usable:
             return None
-        loaded = (endpoint for endpoint in usable if tenant in endpoint.residency)
-        here = self._at[tenant] = next(loaded, None) or self._roomy(usable)
-        if here is order[0]:
-            self._displaced.pop(tenant, None)
-        elif not order[0].up:
+        loaded = next((endpoint for endpoint in usable if tenant in endpoint.residency), None)
+        here = self._at[tenant] = loaded or self._roomy(usable)
+        home = order[0]
+        if here is home:
+            self.stay(tenant)
+        elif home.up:
+            self._spilled.setdefault(tenant)
+            if loaded is None:
+                self._calm_since_s.pop(home, None)
+        else:
             self._displaced[tenant] = None
         return here
 
@@ -91,34 +110,65 @@ class Placement:
     def _ranked(self, tenant: str) -> list[Endpoint]:
         return [self._endpoints[name] for name in ranked(tenant, list(self._endpoints))]
 
+    def look(self) -> None:
+        """Takes in which servers are calm now: a tenant that came anew would go there, with half of the slack to spare.
+        To be called again and again."""
+        now_s, up = self._now_s(), [endpoint for endpoint in self._endpoints.values() if endpoint.up]
+        most = min((endpoint.residency.load for endpoint in up), default=0.0) + self._slots // 2
+        self._calm_since_s = {
+            endpoint: self._calm_since_s.get(endpoint, now_s)
+            for endpoint in up
+            if endpoint.residency.load <= most and endpoint.residency.room()
+        }
+
     def displaced(self) -> tuple[str, Endpoint, Endpoint] | None:
         """A tenant that had to go as its home was down, and is in use elsewhere now that its home has answered again:
         its name, where it is, and its home."""
-        for tenant in list(self._displaced):
+        return self._first(self._displaced, lambda home: home.ready)
+
+    def spilled(self) -> tuple[str, Endpoint, Endpoint] | None:
+        """A tenant that went elsewhere as its home was full or busy, and is in use there now that its home was calm at
+        each look for `CALM_S`, in which nobody had to go elsewhere, nor returned."""
+        now_s = self._now_s()
+        calm = {endpoint for endpoint, since_s in self._calm_since_s.items() if now_s - since_s >= CALM_S}
+        return self._first(self._spilled, calm.__contains__)
+
+    def _first(self, away: dict[str, None], takes: Callable[[Endpoint], bool]) -> tuple[str, Endpoint, Endpoint] | None:
+        """The first of the tenants that is in use where it is, and whose home takes it. Forgets those not in use."""
+        for tenant in list(away):
             here, home = self._at.get(tenant), self._ranked(tenant)[0]
             loaded = here is not None and any(model in here.residency for model in models_of(tenant))
-            if here is not None and loaded and here.up and home.ready:
+            if here is not None and loaded and here.up and takes(home):
                 return tenant, here, home
             if not loaded and not any(self._waiting[model] for model in models_of(tenant)):
-                del self._displaced[tenant]  # its next request finds it a place
+                del away[tenant]  # its next request finds it a place
         return None
 
     def move(self, tenant: str, endpoint: Endpoint) -> None:
-        """The tenant's next requests go there."""
+        """The tenant's next requests go there, which has to be calm anew before the next one returns."""
         self._at[tenant] = endpoint
-        self._displaced.pop(tenant, None)
+        self._calm_since_s.pop(endpoint, None)
+        self.stay(tenant)
 
     def postpone(self, tenant: str) -> None:
-        """Others that are displaced come first."""
-        if tenant in self._displaced:
-            del self._displaced[tenant]
-            self._displaced[tenant] = None
+        """Others that are away come first."""
+        for away in (self._displaced, self._spilled):
+            if tenant in away:
+                del away[tenant]
+                away[tenant] = None
+
+    def wait_for_room(self, tenant: str, home: Endpoint) -> None:
+        """The tenant's home has no room for it: it returns when that is calm."""
+        self._displaced.pop(tenant, None)
+        self._spilled[tenant] = None
+        self._calm_since_s.pop(home, None)
 
     def stay(self, tenant: str) -> None:
-        """The tenant is displaced no more, wherever it is."""
+        """The tenant returns no more, wherever it is."""
         self._displaced.pop(tenant, None)
+        self._spilled.pop(tenant, None)
 
     def forget(self, tenant: str) -> None:
         """The tenant is gone."""
         self._at.pop(tenant, None)
-        self._displaced.pop(tenant, None)
+        self.stay(tenant)

@@ -43,7 +43,8 @@ class Slots:
         self._permits = asyncio.Semaphore(count)
         self._mapping = asyncio.Lock()
         self._region: Region | None = None
-        self._mapped = 0
+        self.mapped: list[Region] = []
+        """The regions that Triton has mapped for us, as far as is known."""
 
     async def lease(self, deadline: Deadline, *, memory: bool = True) -> Lease:
         """Waits for leave. Raises Overloaded where there is none before the deadline, and what `register` raises."""
@@ -76,8 +77,14 @@ class Slots:
         """Triton was restarted, or cannot be reached: what it had mapped is gone with it."""
         if region is self._region:
             self._region = None
-            self._mapped = 0
+            self.forget()
             self._tensors_only = not self._wanted
+
+    def forget(self) -> None:
+        """Triton has none of our regions mapped any more."""
+        for region in self.mapped:
+            region.let_go()
+        self.mapped.clear()
 
     async def _with_memory(self) -> Lease:
         async with self._mapping:
@@ -90,7 +97,7 @@ class Slots:
 
     async def _map(self) -> None:
         self._region = None
-        if self._mapped >= MOST_REGIONS:
+        if len(self.mapped) >= MOST_REGIONS:
             self._give_up("too many answers never came")
             return
         try:
@@ -98,13 +105,17 @@ class Slots:
         except OSError as error:
             self._give_up(error.strerror or str(error))
             return
+        registered = False
         try:
-            if not await self._register(region):
-                self._give_up("Triton cannot map it")
-                return
+            registered = await self._register(region)
         finally:
             region.forget_name()
-        self._mapped += 1
+            if not registered:
+                region.let_go()
+        if not registered:
+            self._give_up("Triton cannot map it")
+            return
+        self.mapped.append(region)
         self._region = region
         log.info("shared memory mapped: %d slots of %d bytes", self._count, self._slot_bytes)
 

@@ -77,6 +77,13 @@ def test_tenants_and_their_raw_graphs_may_be_unloaded(tmp_path: Path) -> None:
     assert facts(0, False, catalogue.facts("old_encoder"))
 
 
+def test_a_tenants_encoder_is_known(repository: Path, tmp_path: Path) -> None:
+    assert Catalogue(repository).facts("plain").encoder == "audio_encoder"
+    assert Catalogue(repository).facts("audio_encoder").encoder == ""
+    write(tmp_path, "damaged", raw_config("damaged", 4, "auto", 1, 11), manifest=True)
+    assert Catalogue(tmp_path).facts("damaged").encoder == ""
+
+
 def test_facts_are_of_the_files_as_they_are_now(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path)
     assert catalogue.facts("anna") == Facts(0, False, None)

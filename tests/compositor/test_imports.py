@@ -20,7 +20,13 @@ LAYERS = [
         "clock",
         "batching",
         "threads",
+        "limits",
+        "signals",
+        "scratch",
+        "disk",
         "logs",
+        "tracing",
+        "telemetry",
         "proto",
         "residency.models",
         "sessions.prefetching",
@@ -49,7 +55,7 @@ LAYERS = [
     ["call", "residency", "triton", "pipeline"],
     ["sessions"],
     ["transports", "health", "auth"],
-    ["server"],
+    ["draining", "server"],
     ["workers"],
     ["__main__"],
 ]
@@ -78,6 +84,7 @@ OWNERS = {
     "turbojpeg": {"jpeg"},
     "av": {"video"},
     "prometheus_client": {"metrics"},
+    "opentelemetry": {"telemetry"},
     "uvicorn": {"transports.web"},
     "websockets": {"transports.web"},
     "starlette": {"transports.http", "transports.uploads", "transports.websocket"},
@@ -197,12 +204,13 @@ def test_only_settings_reads_the_environment(module: str) -> None:
         assert not [*uses(module, "environ"), *uses(module, "getenv"), *uses(module, "putenv")]
 
 
-def test_the_extra_for_video_is_imported_where_it_is_needed_only() -> None:
+@pytest.mark.parametrize("extra", ["video", "telemetry"])
+def test_what_an_extra_brings_is_imported_where_it_is_needed_only(extra: str) -> None:
     """It may not be installed: what the service imports at its start does without."""
     for name in modules():
         source = ast.parse(modules()[name].read_text(encoding="utf-8"))
         at_start = {node.module for node in source.body if isinstance(node, ast.ImportFrom)}
-        assert "video" not in at_start, name
+        assert extra not in at_start, name
 
 
 def test_jpeg_touches_one_variable() -> None:

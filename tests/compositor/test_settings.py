@@ -91,6 +91,18 @@ def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
     assert read_settings(None, environment).server.port == 8
 
 
+def test_opentelemetrys_own_variables_are_taken_unless_ours_are_there(tmp_path: Path) -> None:
+    path = write(tmp_path, "tracing: {endpoint: 'http://file:4317', sample_ratio: 0.5}\n")
+    standard = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://standard:4317", "OTEL_SERVICE_NAME": "faces"}
+    tracing = read_settings(path, standard).tracing
+    assert (tracing.endpoint, tracing.service_name, tracing.sample_ratio) == ("https://standard:4317", "faces", 0.5)
+    own = {**standard, "LIPSYNC_TRACING__ENDPOINT": "http://own:4317"}
+    assert read_settings(path, own).tracing.endpoint == "http://own:4317"
+    assert read_settings(path, dict.fromkeys(standard, "")).tracing.endpoint == "http://file:4317"
+    with pytest.raises(SettingsInvalid, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT: tracing\.endpoint: .* not 'host:4317'"):
+        read_settings(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "host:4317"})
+
+
 def test_lipsync_config_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "server: {port: 9}")
     assert read_settings(None, {"LIPSYNC_CONFIG": str(path)}).server.port == 9
@@ -120,7 +132,7 @@ def test_an_unknown_key_in_the_file_gets_a_suggestion(tmp_path: Path) -> None:
     ]
     assert refusal(tmp_path, "sever: {port: 1}") == [
         "settings.yaml: sever: no such setting; did you mean server? "
-        "(allowed here: model_repository, server, triton, residency, http, live, audio, logging)"
+        "(allowed here: model_repository, server, triton, residency, http, live, audio, logging, tracing)"
     ]
     (line,) = refusal(tmp_path, "server: {zzz: 1}")
     assert line.startswith("settings.yaml: server.zzz: no such setting (allowed here: host, port, ")

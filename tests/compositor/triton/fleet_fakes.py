@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
@@ -12,7 +13,8 @@ from compositor.triton.endpoint import Endpoint
 
 
 class FakeTriton:
-    """Holds models, and counts their uses. `fault`: what pings and loads raise."""
+    """Holds models, and counts their uses. `fault`: what pings and loads raise. `go`: pings wait for it, and then for
+    `lag_s`."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -20,10 +22,18 @@ class FakeTriton:
         self.loads: list[str] = []
         self.fault: LipsyncError | None = None
         self.takes_requests = True
+        self.go = asyncio.Event()
+        self.go.set()
+        self.lag_s = 0.0
+        self.pings = 0
         self.answers = 0
         self.given_up = 0
 
     async def ping(self, wait_s: float) -> bool:
+        self.pings += 1
+        await self.go.wait()
+        if self.lag_s:
+            await asyncio.sleep(self.lag_s)
         if self.fault:
             raise self.fault
         self.answers += 1
@@ -94,7 +104,7 @@ class FakeResidency:
         return self.roomy
 
     def report(self) -> list[ModelReport]:
-        return [ModelReport(model, State.READY, "cpu", 0, 0, 0, 0.0, False) for model in sorted(self.models)]
+        return [ModelReport(model, State.READY, "default", 0, 0, 0, 0.0, False) for model in sorted(self.models)]
 
 
 class Servers:

@@ -18,20 +18,26 @@ _DATATYPES = {"uint8": "UINT8", "bool": "BOOL", "float32": "FP32"}
 
 
 class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Loads anything. `answer` makes the tensors of a request; `go` holds everything back while it is not set."""
+    """Loads anything. `answer` makes the tensors of a request; `go` holds everything back while it is not set; what is
+    in `deaf` is never answered."""
 
     def __init__(self, answer: Callable[[pb.ModelInferRequest], Tensors]) -> None:
         self.answer = answer
         self.go = asyncio.Event()
         self.go.set()
         self.port = 0
+        self.deaf = set[str]()
         self.requests = asyncio.Queue[str]()
         """Names of the calls that came."""
         self.loaded: dict[str, int] = {}
+        self.seen: Callable[[dict[str, str]], None] = lambda headers: None
+        """Is told of the headers of each inference."""
 
     async def _turn(self, name: str) -> None:
         self.requests.put_nowait(name)
         await self.go.wait()
+        if name in self.deaf:
+            await asyncio.get_running_loop().create_future()
 
     async def ServerReady(self, request: Any, context: Any) -> pb.ServerReadyResponse:  # noqa: N802
         await self._turn("ping")
@@ -67,9 +73,11 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         return answer
 
     async def SystemSharedMemoryRegister(self, request: Any, context: Any) -> None:  # noqa: N802
+        await self._turn("register")
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no shared memory here")
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
+        self.seen(dict(context.invocation_metadata()))
         await self._turn("infer")
         answer = pb.ModelInferResponse(model_name=request.model_name)
         for name, values in self.answer(request).items():

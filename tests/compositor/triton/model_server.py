@@ -37,6 +37,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return 100.0 + self._own.passed_s
 
+    def stall(self, seconds: float) -> None:
+        """Time passes, and nobody gets to do anything."""
+        self._own.passed_s += seconds
+
 
 @dataclass(eq=False)
 class Copy:
@@ -61,13 +65,14 @@ class Files:
     encoders: frozenset[str] = frozenset()
     stamps: dict[str, int] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
+    encoder_of: dict[str, str] = field(default_factory=dict)
 
     def facts(self, name: str) -> Facts:
         if name not in self.sizes:
             return Facts(0, False, None)
         removed = name in self.removed
         stamp = None if removed else (self.stamp(name),)
-        return Facts(self.sizes[name], name not in self.encoders, stamp, gone=removed)
+        return Facts(self.sizes[name], name not in self.encoders, stamp, removed, self.encoder_of.get(name, ""))
 
     def stamp(self, name: str) -> int:
         return self.stamps.get(name, 0)

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from compositor.errors import LipsyncError, TenantBroken
 from compositor.residency.models import OutOfMemory, Use
 from compositor.settings import TritonSettings
-from compositor.triton.connection import ModelNotLoaded
+from compositor.triton.connection import ModelNotLoaded, NoAnswer, Unresponsive
 from compositor.triton.control import Control, config_on
 from lipsync.model_config import encoder_config, tenant_config
 
@@ -113,3 +115,35 @@ async def test_a_model_that_is_not_loaded_is_on_no_gpu(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(control, "_config", missing)
     assert await control.placed("m") is None
+    with pytest.raises(ModelNotLoaded):
+        await control.gpus("m")
+
+
+@pytest.mark.parametrize(
+    ("groups", "gpus"),
+    [("", []), ("{kind: KIND_CPU}", []), ("{gpus: [1, 0]}", [0, 1]), ("{gpus: [2]}, {gpus: [2]}, {gpus: [5]}", [2, 5])],
+)
+async def test_a_model_is_on_the_gpus_of_all_its_instances(
+    monkeypatch: pytest.MonkeyPatch, groups: str, gpus: list[int]
+) -> None:
+    control = Control(TritonSettings(), "127.0.0.1:1")
+
+    async def config(model: str) -> model_config_pb2.ModelConfig:
+        return text_format.Parse(f"instance_group [{groups}]", model_config_pb2.ModelConfig())
+
+    monkeypatch.setattr(control, "_config", config)
+    assert await control.gpus("m") == gpus
+    assert await control.placed("m") == (gpus[0] if gpus else None)
+
+
+async def test_a_server_that_says_nothing_of_its_models_is_at_fault_and_not_the_caller() -> None:
+    async with serving() as kserve:
+        control = Control(TritonSettings(timeout_s=0.05, load_timeout_s=0.05), kserve.endpoint)
+        kserve.go.clear()
+        for question in (control.uses(), control.states(), control.placed("m"), control.unload("m"), control.warm("m")):
+            with pytest.raises(Unresponsive) as caught:
+                await question
+            assert caught.value.retry_after_s
+        with pytest.raises(NoAnswer):
+            await control.load("m")
+        await control._connection.close()

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 
 from compositor.errors import TritonUnavailable
 from compositor.triton import endpoint as module
 from compositor.triton.connection import NoAnswer
-from compositor.triton.endpoint import SILENT_PINGS, Endpoint
+from compositor.triton.endpoint import LOOK_S, SILENT_LOOKS, Endpoint
 
 from .fleet_fakes import FakeResidency, FakeTriton
+from .model_server import VirtualLoop
 
 GONE = TritonUnavailable("Triton cannot be reached")
-SILENT = NoAnswer("Triton did not answer in time")
+Play = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture
+def virtual() -> Iterator[VirtualLoop]:
+    loop = VirtualLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def play(virtual: VirtualLoop) -> Play:
+    """Plays a scene in virtual time."""
+    return virtual.run_until_complete
 
 
 @pytest.fixture
@@ -73,31 +89,116 @@ async def test_a_request_without_a_server_takes_it_down_once(endpoint: Endpoint)
     assert endpoint.up
 
 
-async def test_silence_is_a_hang_only_after_some_pings(endpoint: Endpoint, triton: FakeTriton) -> None:
-    triton.fault = SILENT
-    for _ in range(SILENT_PINGS - 1):
+def test_silence_is_a_hang_only_after_some_looks(play: Play, endpoint: Endpoint, triton: FakeTriton) -> None:
+    async def scene() -> None:
+        triton.go.clear()
+        for _ in range(SILENT_LOOKS - 1):
+            await endpoint.check()
+        assert endpoint.up
+        await endpoint.check()
+        assert not endpoint.up
+        assert (triton.pings, triton.given_up) == (1, 1)
+        # A machine that is gone for good needs a new connection when it is back.
+        for _ in range(SILENT_LOOKS):
+            await endpoint.check()
+        assert (triton.pings, triton.given_up) == (2, 2)
+
+    play(scene())
+
+
+def test_a_server_that_answers_requests_does_not_hang(play: Play, endpoint: Endpoint, triton: FakeTriton) -> None:
+    async def answer() -> None:
+        for _ in range(9):
+            await asyncio.sleep((SILENT_LOOKS - 0.5) * LOOK_S)
+            triton.answers += 1
+
+    async def scene() -> None:
+        triton.go.clear()
+        answering = asyncio.create_task(answer())
+        while not answering.done():
+            await endpoint.check()
+            assert endpoint.up
+        for _ in range(SILENT_LOOKS):
+            await endpoint.check()
+        assert not endpoint.up
+
+    play(scene())
+
+
+def test_a_server_that_answers_late_is_slow_and_not_down(
+    play: Play, endpoint: Endpoint, triton: FakeTriton, told: list[bool]
+) -> None:
+    async def scene() -> None:
+        triton.lag_s = (SILENT_LOOKS - 0.5) * LOOK_S
+        watching = asyncio.create_task(endpoint.watch())
+        await asyncio.sleep(600)
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    play(scene())
+    assert len(told) >= 300
+    assert all(told)
+
+
+def test_looks_that_this_process_was_late_for_say_nothing(
+    play: Play, endpoint: Endpoint, triton: FakeTriton, virtual: VirtualLoop
+) -> None:
+    async def scene() -> None:
+        triton.go.clear()
+        for _ in range(3 * SILENT_LOOKS):
+            virtual.call_later(LOOK_S / 2, virtual.stall, 2 * LOOK_S)
+            await endpoint.check()
+        assert endpoint.up
+        for _ in range(SILENT_LOOKS):
+            await endpoint.check()
+        assert not endpoint.up
+
+    play(scene())
+
+
+def test_a_hang_is_noticed_within_two_seconds_and_so_is_its_end(
+    play: Play, endpoint: Endpoint, triton: FakeTriton, virtual: VirtualLoop
+) -> None:
+    async def when(up: bool) -> float:
+        begin_s = virtual.time()
+        while endpoint.up != up:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return virtual.time() - begin_s
+
+    async def scene() -> None:
+        watching = asyncio.create_task(endpoint.watch())
+        for moment in range(10):
+            await asyncio.sleep(20 + moment / 7)
+            triton.go.clear()
+            assert SILENT_LOOKS * LOOK_S <= await when(False) <= 2.02
+            await asyncio.sleep(moment / 3)
+            triton.go.set()
+            assert await when(True) <= 0.6
+        watching.cancel()
+        await asyncio.wait([watching])
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    play(scene())
+
+
+def test_who_stops_watching_leaves_no_ping_behind(play: Play, endpoint: Endpoint, triton: FakeTriton) -> None:
+    async def scene() -> None:
+        triton.go.clear()
+        watching = asyncio.create_task(endpoint.watch())
+        await asyncio.sleep(LOOK_S / 2)
+        watching.cancel()
+        await asyncio.sleep(LOOK_S / 2)
+        assert (triton.pings, asyncio.all_tasks()) == (1, {asyncio.current_task()})
+
+    play(scene())
+
+
+async def test_a_ping_that_was_lost_is_made_again(endpoint: Endpoint, triton: FakeTriton) -> None:
+    triton.fault = NoAnswer("Triton did not answer in time")
+    for _ in range(2 * SILENT_LOOKS):
         await endpoint.check()
     assert endpoint.up
-    await endpoint.check()
-    assert not endpoint.up
-    assert triton.given_up == 1
-    # A machine that is gone for good needs a new connection when it is back.
-    for _ in range(SILENT_PINGS):
-        await endpoint.check()
-    assert triton.given_up == 2
-
-
-async def test_a_server_that_answers_requests_does_not_hang(endpoint: Endpoint, triton: FakeTriton) -> None:
-    triton.fault = SILENT
-
-    async def ping(wait_s: float) -> bool:
-        triton.answers += 1
-        raise SILENT
-
-    triton.ping = ping  # type: ignore[method-assign]
-    for _ in range(3 * SILENT_PINGS):
-        await endpoint.check()
-    assert endpoint.up
+    assert triton.pings == 2 * SILENT_LOOKS
 
 
 async def test_models_that_are_not_there_any_more_are_forgotten(
@@ -154,26 +255,23 @@ async def test_the_watch_is_woken_by_a_request_that_fails_and_survives_a_check_t
     await asyncio.wait([watching])
 
 
-async def test_a_server_that_comes_and_goes_is_looked_for_ever_more_slowly(
-    endpoint: Endpoint, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_comes_and_goes_is_looked_for_ever_more_slowly(
+    play: Play, endpoint: Endpoint, virtual: VirtualLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pauses = []
-
-    def call_later(delay: float, callback: object) -> asyncio.TimerHandle:
-        pauses.append(delay)
-        return loop.call_soon(callback)  # type: ignore[return-value, arg-type]
-
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "call_later", call_later)
-    for _ in range(6):
+    async def pause_s() -> float:
         endpoint.failed(endpoint.falls)
+        begin_s = virtual.time()
         await endpoint._sleep()
         await endpoint.check()
-    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
-    monkeypatch.setattr(module, "_STEADY_S", -1)
-    endpoint.failed(endpoint.falls)
-    await endpoint._sleep()
-    assert pauses[-1] == 0.05
+        return virtual.time() - begin_s
+
+    async def scene() -> None:
+        pauses_s = [await pause_s() for _ in range(6)]
+        assert pauses_s == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.5, 0.5])
+        monkeypatch.setattr(module, "_STEADY_S", -1)
+        assert await pause_s() == pytest.approx(0.05)
+
+    play(scene())
 
 
 async def test_the_report_says_how_it_is(endpoint: Endpoint, residency: FakeResidency) -> None:

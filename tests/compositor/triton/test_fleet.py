@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -18,9 +19,9 @@ from compositor.errors import (
     TenantBroken,
     TritonUnavailable,
 )
-from compositor.residency.models import Facts
+from compositor.residency.models import Device, Facts
 from compositor.settings import Settings
-from compositor.triton.connection import ModelNotLoaded, NoAnswer, RegionLost
+from compositor.triton.connection import ModelNotLoaded, NoAnswer, RegionLost, Unresponsive
 from compositor.triton.fleet import Fleet, open_fleet
 from compositor.triton.inference import Triton
 from compositor.triton.placement import ranked
@@ -151,6 +152,46 @@ async def test_a_server_without_room_sends_the_request_on_until_there_is_none(fl
     assert went == [THIRD]
 
 
+async def test_who_waited_for_room_until_the_deadline_is_told_so(fleet: Fleet, servers: Servers) -> None:
+    late = Deadline.after(0)
+    servers.residency[FIRST].failures["t"] = Overloaded("first is full", retry_after_s=1)
+    with pytest.raises(Overloaded, match="first is full"):
+        await fleet.serve("t", late, answers()[1])
+
+
+async def test_a_server_that_does_not_say_what_it_has_is_left_for_another(fleet: Fleet, servers: Servers) -> None:
+    servers.residency[FIRST].failures["t"] = Unresponsive("Triton did not answer in time", retry_after_s=1)
+    went, request = answers()
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert went == [SECOND]
+    assert servers[FIRST].up
+
+
+async def test_where_all_are_silent_each_is_asked_in_turn(servers: Servers) -> None:
+    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 60}}))
+    went, request = answers(*[Unresponsive("Triton did not answer in time")] * 5)
+    await fleet.serve("t", Deadline.after(60), request)
+    assert Counter(went) == {FIRST: 2, SECOND: 2, THIRD: 2}
+
+
+async def test_where_no_other_has_an_answer_it_is_asked_again(fleet: Fleet, servers: Servers) -> None:
+    for name in (SECOND, THIRD):
+        servers[name].failed(0)
+    went, request = answers(Unresponsive("Triton did not answer in time"))
+    assert await fleet.serve("t", soon(), request) == FIRST
+    assert went == [FIRST, FIRST]
+    assert servers[FIRST].up
+
+
+async def test_where_none_ever_says_what_it_has_the_service_is_unavailable(servers: Servers) -> None:
+    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    for residency in servers.residency.values():
+        residency.failures["t"] = Unresponsive("Triton did not answer in time", retry_after_s=1)
+    with pytest.raises(Unresponsive):
+        await fleet.serve("t", soon(), answers()[1])
+    assert all(endpoint.up for endpoint in servers.endpoints)
+
+
 async def test_a_tenant_that_does_not_load_is_not_tried_elsewhere(fleet: Fleet, servers: Servers) -> None:
     servers.residency[FIRST].failures["t"] = TenantBroken("failed to poll")
     with pytest.raises(TenantBroken):
@@ -228,6 +269,17 @@ async def test_one_server_is_enough_to_be_ready(fleet: Fleet, servers: Servers) 
     await servers.check()
     assert await fleet.ready()
     assert {report.endpoint: report.up for report in fleet.report()} == {FIRST: False, SECOND: False, THIRD: True}
+
+
+async def test_where_no_gpu_is_named_the_device_claims_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def residency(server: Triton, settings: object, facts: object, devices: object, *rest: object) -> Any:
+        made.append(devices)
+
+    monkeypatch.setattr("compositor.triton.fleet.Residency", residency)
+    open_fleet(Settings(), lambda model: Facts(0, True, None))
+    assert made == [[Device("default", None)]]
 
 
 async def test_each_tenant_is_pinned_at_home_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
 from compositor.errors import Overloaded, TenantBroken, TritonUnavailable
 from compositor.triton import homecoming as module
 from compositor.triton.homecoming import Homecoming
-from compositor.triton.placement import Placement, ranked
+from compositor.triton.placement import CALM_S, Placement, ranked
 
 from .fleet_fakes import Servers
 
@@ -23,7 +24,8 @@ def servers() -> Servers:
 
 @pytest.fixture
 def placement(servers: Servers) -> Placement:
-    return Placement(servers.endpoints, 4)
+    """Time passes from look to look."""
+    return Placement(servers.endpoints, 4, map(float, itertools.count()).__next__)
 
 
 @pytest.fixture
@@ -101,7 +103,42 @@ async def test_who_finds_no_room_at_home_waits_and_who_is_broken_stays(
     servers.residency["a"].failures.clear()
     for _ in range(3):
         await homecoming.step()
+    # What was full may be so again: it has to be calm for a while.
+    assert placement.at(AT_A[0]) is servers["b"]
+    for _ in range(int(CALM_S)):
+        await homecoming.step()
     assert [placement.at(tenant) for tenant in AT_A] == [servers["a"], servers["b"], servers["a"]]
+
+
+async def test_a_server_that_cannot_be_reached_lets_others_go_first(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    servers.residency["a"].failures = {AT_A[0]: TritonUnavailable("gone")}
+    for _ in range(2):
+        await homecoming.step()
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["a"], servers["b"]]
+
+
+async def test_spilled_tenants_return_one_at_a_time_when_their_home_is_calm(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await servers.check()
+    servers.residency["a"].roomy = False
+    for tenant in AT_A:
+        assert placement.find(tenant, tenant, []) is servers["b"]
+        servers.residency["b"].models.add(tenant)
+    for _ in range(3 * int(CALM_S)):
+        await homecoming.step()
+    assert servers.triton["a"].loads == []
+    servers.residency["a"].roomy = True
+    steps: list[int] = []
+    for step in range(6 * int(CALM_S)):
+        await homecoming.step()
+        steps += [step] * (len(servers.triton["a"].loads) - len(steps))
+    assert servers.triton["a"].loads == AT_A
+    assert all(later - sooner >= CALM_S / 2 for sooner, later in itertools.pairwise(steps))
+    assert all(placement.find(tenant, tenant, []) is servers["a"] for tenant in AT_A)
 
 
 async def test_nobody_returns_to_a_server_that_is_down_again(

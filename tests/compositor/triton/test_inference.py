@@ -6,13 +6,14 @@ import asyncio
 
 import numpy as np
 import pytest
-from tritonclient.grpc.service_pb2 import ModelInferResponse
+from tritonclient.grpc.service_pb2 import ModelInferResponse, SystemSharedMemoryStatusResponse
 from tritonclient.utils import InferenceServerException
 
 from compositor.deadline import Deadline
 from compositor.errors import DeadlinePassed, InferenceFailed, LipsyncError, Overloaded, TenantBroken, TritonUnavailable
 from compositor.settings import TritonSettings
 from compositor.triton.inference import Triton
+from compositor.triton.shared_memory import Region
 from compositor.triton.slots import MOST_REGIONS
 
 InferOutputTensor = ModelInferResponse.InferOutputTensor
@@ -42,11 +43,25 @@ class Wire:
     def __init__(self, *answers: Answer | InferenceServerException) -> None:
         self._answers = iter(answers)
         self.regions: list[str] = []
+        self.known = set[str]()
+        self.in_use = set[str]()
         self.go = asyncio.Event()
         self.go.set()
 
     async def register_system_shared_memory(self, name: str, *_: object, **__: object) -> None:
         self.regions.append(name)
+        self.known.add(name)
+
+    async def get_system_shared_memory_status(self, **_: object) -> SystemSharedMemoryStatusResponse:
+        answer = SystemSharedMemoryStatusResponse()
+        for name in self.known:
+            answer.regions[name].name = name
+        return answer
+
+    async def unregister_system_shared_memory(self, name: str, **_: object) -> None:
+        if name in self.in_use:
+            raise InferenceServerException("it is in use", "StatusCode.INTERNAL")
+        self.known.remove(name)
 
     async def infer(self, *_: object, **__: object) -> Answer:
         await self.go.wait()
@@ -216,3 +231,34 @@ async def test_strange_embeddings_are_refused(
     triton = triton_with(monkeypatch, Wire(Answer(audio_features=embeddings)))
     with pytest.raises(InferenceFailed):
         await triton.embeddings("e", np.zeros((1, 1, 80, 16), np.float32), Deadline.after(5))
+
+
+async def test_its_regions_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(GOOD)
+    triton = triton_with(monkeypatch, wire)
+    (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+    assert wire.known == set(wire.regions)
+    await triton.close()
+    assert not wire.known
+
+
+async def test_regions_that_the_dead_left_are_ended_and_those_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is still in use; then the next one who comes ends it."""
+    living, dead = Region(1, 4096), Region(1, 4096)
+    strangers = {"lipsync-region-of-somebody", "triton_shm"}
+    try:
+        dead.let_go()
+        gone = "lipsync-region-0123456789abcdef"
+        wire = Wire(GOOD, GOOD)
+        wire.known = {living.name, dead.name, gone, *strangers}
+        wire.in_use = {gone}
+        for stays in ({gone}, set[str]()):
+            triton = triton_with(monkeypatch, wire)
+            (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+            await triton.close()
+            assert wire.known == {living.name, *strangers, *stays}
+            wire.in_use = set()
+    finally:
+        living.let_go()
+        for region in (living, dead):
+            region.forget_name()

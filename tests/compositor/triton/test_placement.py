@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compositor.triton.placement import Placement, models_of, ranked, tenant_of
+from compositor.triton.endpoint import Endpoint
+from compositor.triton.placement import CALM_S, Placement, models_of, ranked, tenant_of
 
 from .fleet_fakes import Servers
 
@@ -41,9 +42,24 @@ def servers() -> Servers:
     return Servers()
 
 
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 50.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 @pytest.fixture
-def placement(servers: Servers) -> Placement:
-    return Placement(servers.endpoints, SLOTS)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def placement(servers: Servers, clock: Clock) -> Placement:
+    return Placement(servers.endpoints, SLOTS, clock)
 
 
 ORDER = ranked("t", "abc")
@@ -174,3 +190,137 @@ def test_where_no_server_is_up_there_is_no_place(placement: Placement, servers: 
     for endpoint in servers.endpoints:
         endpoint.failed(0)
     assert placement.find("t", "t", []) is None
+
+
+def spill(placement: Placement, servers: Servers, tenant: str = "t") -> tuple[Endpoint, Endpoint]:
+    """A tenant is loaded elsewhere, as its home has no room: where, and its home."""
+    home = servers[ranked(tenant, "abc")[0]]
+    servers.residency[home.name].roomy = False
+    here = placement.find(tenant, tenant, [])
+    assert here not in (None, home)
+    servers.residency[here.name].models.add(tenant)
+    return here, home
+
+
+def go_on(placement: Placement, clock: Clock, seconds: float) -> None:
+    """Time passes, with a look each second."""
+    for _ in range(int(seconds)):
+        clock.now_s += 1
+        placement.look()
+
+
+async def test_a_spilled_tenant_returns_when_its_home_has_had_room_for_a_while(
+    placement: Placement, servers: Servers, clock: Clock
+) -> None:
+    await servers.check()
+    here, home = spill(placement, servers)
+    go_on(placement, clock, 3 * CALM_S)
+    assert placement.spilled() is None
+    servers.residency[home.name].roomy = True
+    go_on(placement, clock, CALM_S)
+    assert placement.spilled() is None
+    go_on(placement, clock, 1)
+    assert placement.spilled() == ("t", here, home)
+    assert placement.displaced() is None
+    assert placement.find("t", "t", []) is here
+    placement.move("t", home)
+    assert placement.spilled() is None
+    assert placement.at("t") is home
+
+
+async def test_a_home_that_is_calm_only_now_and_then_takes_nobody_back(
+    placement: Placement, servers: Servers, clock: Clock
+) -> None:
+    await servers.check()
+    _, home = spill(placement, servers)
+    residency = servers.residency[home.name]
+    for _ in range(20):
+        for roomy in (True, False):
+            residency.roomy = roomy
+            go_on(placement, clock, CALM_S if roomy else 1)
+            assert placement.spilled() is None
+
+
+async def test_who_leaves_for_load_returns_at_half_of_it_only(
+    placement: Placement, servers: Servers, clock: Clock
+) -> None:
+    await servers.check()
+    first, second, third = (servers.residency[name] for name in ORDER)
+    first.load, second.load, third.load = 2 * 3 + SLOTS + 1, 5, 3
+    here = placement.find("t", "t", [])
+    assert here is servers[ORDER[1]]
+    second.models.add("t")
+    for load in (first.load, 2 * 3 + SLOTS, 3 + SLOTS // 2 + 1):
+        first.load = load
+        go_on(placement, clock, 2 * CALM_S)
+        assert placement.spilled() is None
+    first.load = 3 + SLOTS // 2
+    go_on(placement, clock, CALM_S + 1)
+    assert placement.spilled() == ("t", here, servers[ORDER[0]])
+
+
+async def test_one_that_goes_or_comes_is_waited_upon_before_the_next_returns(
+    placement: Placement, servers: Servers, clock: Clock
+) -> None:
+    await servers.check()
+    tenants = [tenant for tenant in map(str, range(60)) if ranked(tenant, "abc")[0] == "a"][:4]
+    for tenant in tenants[:3]:
+        spill(placement, servers, tenant)
+    servers.residency["a"].roomy = True
+    go_on(placement, clock, CALM_S)
+    spill(placement, servers, tenants[3])  # it went within one second
+    servers.residency["a"].roomy = True
+    returned = []
+    for _ in range(int(4 * CALM_S)):
+        go_on(placement, clock, 1)
+        if found := placement.spilled():
+            placement.move(found[0], servers["a"])
+            returned.append((found[0], clock.now_s - 50))
+    assert [tenant for tenant, _ in returned] == tenants[:3]
+    assert [at_s for _, at_s in returned] == [CALM_S + (CALM_S + 1) * n for n in (1, 2, 3)]
+
+
+async def test_a_spilled_tenant_whose_home_dies_returns_with_those_that_had_to_go(
+    placement: Placement, servers: Servers, clock: Clock
+) -> None:
+    await servers.check()
+    here, home = spill(placement, servers)
+    servers.residency[here.name].models.clear()
+    home.failed(home.falls)
+    assert placement.find("t", "t", []) is here
+    servers.residency[here.name].models.add("t")
+    await home.check()
+    assert placement.displaced() == ("t", here, home)
+    # Its encoder's request in between changes nothing.
+    assert placement.find("t", "encoder", []) is here
+    assert placement.displaced() == ("t", here, home)
+    placement.wait_for_room("t", home)
+    assert placement.displaced() is None
+    servers.residency[home.name].roomy = True
+    go_on(placement, clock, CALM_S + 1)
+    assert placement.spilled() == ("t", here, home)
+
+
+async def test_a_spilled_tenant_that_nobody_asks_for_needs_no_way_back(
+    placement: Placement, servers: Servers, clock: Clock
+) -> None:
+    await servers.check()
+    here, home = spill(placement, servers)
+    servers.residency[home.name].roomy = True
+    servers.residency[here.name].models.clear()
+    go_on(placement, clock, CALM_S + 1)
+    assert placement.spilled() is None
+    assert placement.find("t", "t", []) is home
+
+
+async def test_no_server_that_is_down_is_calm(placement: Placement, servers: Servers, clock: Clock) -> None:
+    await servers.check()
+    _, home = spill(placement, servers)
+    servers.residency[home.name].roomy = True
+    home.failed(home.falls)
+    go_on(placement, clock, 2 * CALM_S)
+    assert placement.spilled() is None
+    for endpoint in servers.endpoints:
+        endpoint.failed(endpoint.falls)
+    go_on(placement, clock, 2 * CALM_S)
+    assert placement.spilled() is None
