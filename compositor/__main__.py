@@ -16,7 +16,7 @@ def main() -> int:
     """Exit status 0 after a clean stop, 1 where the service cannot start."""
     try:
         settings = read_settings(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
-        set_up_logging(settings.logging.level)
+        set_up_logging(settings.logging)
         asyncio.run(serve(settings))
     except LipsyncError as error:
         for line in error.message.splitlines():

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
+from .logs import of_nobody
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -29,6 +31,7 @@ class _Wish(Generic[Item, Answer]):
 
     items: Sequence[Item]
     done: asyncio.Future[list[Answer]]
+    since_s: float
 
 
 class Batcher(Generic[Item, Answer]):
@@ -36,12 +39,19 @@ class Batcher(Generic[Item, Answer]):
     `period_s`, until the next `departure`."""
 
     def __init__(
-        self, run: Callable[[list[Item]], Awaitable[Sequence[Answer]]], most: int, wait_s: float, period_s: float = 0
+        self,
+        run: Callable[[list[Item]], Awaitable[Sequence[Answer]]],
+        most: int,
+        wait_s: float,
+        period_s: float = 0,
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
+        """waited: is told how long each caller's items waited for their batch to leave."""
         self._run = run
         self._most = most
         self._wait_s = wait_s
         self._period_s = period_s
+        self._waited = waited
         self._wishes: list[_Wish[Item, Answer]] = []
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -56,15 +66,14 @@ class Batcher(Generic[Item, Answer]):
             raise ValueError(f"{len(items)} items where 1 to {self._most} fit a batch")
         if self._count + len(items) > self._most:
             self._send()
-        wish = _Wish[Item, Answer](items, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        wish = _Wish[Item, Answer](items, loop.create_future(), loop.time())
         self._wishes.append(wish)
         self._count += len(items)
         if self._count == self._most:
             self._send()
         elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            now_s = loop.time()
-            leaves_s = departure(now_s, self._period_s) if self._period_s else now_s + self._wait_s
+            leaves_s = departure(wish.since_s, self._period_s) if self._period_s else wish.since_s + self._wait_s
             self._timer = loop.call_at(leaves_s, self._send)
         return await wish.done
 
@@ -87,7 +96,10 @@ class Batcher(Generic[Item, Answer]):
         wishes = [wish for wish in self._wishes if not wish.done.done()]
         self._wishes, self._count = [], 0
         if wishes:
-            task = asyncio.create_task(self._serve(wishes))
+            now_s = asyncio.get_running_loop().time()
+            for wish in wishes:
+                self._waited(now_s - wish.since_s)
+            task = of_nobody(self._serve(wishes))
             self._tasks.add(task)
             task.add_done_callback(partial(self._served, wishes))
 

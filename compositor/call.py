@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .deadline import Deadline
 from .rendering import Output
 from .tenant import Tenant
+from .tracing import Span
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Call:
     output: Output
     stages: Stages
     deadline: Deadline | None = None  # the caller's own, where there is one
+    span: Span | None = None  # where the call is traced
 
     def step_deadline(self, default_s: float) -> Deadline:
         """Until when one step of the call may take: the caller's deadline, or `default_s` from now."""

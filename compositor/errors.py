@@ -98,6 +98,12 @@ class Stopping(LipsyncError):
     status = Status.UNAVAILABLE
 
 
+class DiskFull(LipsyncError):
+    """The service cannot write what it has to. It goes on by itself once there is room."""
+
+    status = Status.UNAVAILABLE
+
+
 class DeadlinePassed(LipsyncError):
     """The caller's time ran out."""
 

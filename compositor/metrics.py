@@ -1,9 +1,10 @@
 """What the service counts and times, as Prometheus metrics. No tenant's name is a label: there may be thousands. Labels
-are Triton servers, of which the settings have a list, their devices, and words of our own."""
+are Triton servers, of which the settings have a list, their devices, worker processes, and words of our own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +13,21 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     generate_latest,
     multiprocess,
 )
+from prometheus_client.registry import Collector
 
 Mode = Literal["livesum", "livemin", "livemax"]
 
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The variable of the environment that makes this library keep a process's numbers in files of a folder."""
-STAGES = ("features", "load", "inference", "blend", "encode")
+STAGES = ("features", "gather", "load", "queue", "inference", "pool", "blend", "encode", "send")
+_TINY_S = (0.0001, 0.00025, 0.0005)
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
+_LONG_S = (2.5, 5, 10)
 _DELAY_S = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10)
 _LOAD_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 40, 80)
 _AGE_S = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480, 40960, 81920)
@@ -31,11 +36,21 @@ _AGE_S = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480, 40960, 
 class Metrics:
     """All metrics of one service, in a registry of their own."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """folder: where processes of one service share their numbers; each has it in SHARED_VARIABLE, too."""
+    def __init__(self, folder: Path | None = None, worker: int = 0) -> None:
+        """folder: where processes of one service share their numbers; each has it in SHARED_VARIABLE, too. worker: the
+        number of this one among them."""
         self._folder = folder
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        if folder is not None:
+            _Processes.add(folder, worker)
+        self.calls = Counter(
+            "lipsync_calls",
+            "Calls that have ended, by what was called and the status told to the caller: of google.rpc.Code; "
+            "CANCELLED where the caller left.",
+            ["method", "status"],
+            registry=self.registry,
+        )
         self.sessions = Gauge("lipsync_sessions", "Live sessions.", registry=self.registry, multiprocess_mode="livesum")
         self.sessions_opened = Counter(
             "lipsync_sessions_opened", "Live sessions that were opened.", registry=self.registry
@@ -69,10 +84,13 @@ class Metrics:
         )
         stages = Histogram(
             "lipsync_stage_seconds",
-            "What a request waits for features (mel columns and the encoder's embeddings), for load and for inference, "
-            "both with Triton's queue, and what a frame's blend and encode take.",
+            "features (mel columns, the encoder's embeddings), load, inference: what a request waits for them. queue: "
+            "what it waits for one of triton.slots first; features and inference have it in them. gather: what speech "
+            "or a frame of a live session waits for others', to be one request. pool: what predicted mouths wait for a "
+            "thread. blend, encode: of a frame. send: from a frame's being ready, or due, until its client's "
+            "connection took it.",
             ["stage"],
-            buckets=_SHORT_S,
+            buckets=(*_TINY_S, *_SHORT_S, *_LONG_S),
             registry=self.registry,
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
@@ -129,12 +147,18 @@ class Metrics:
         """One of STAGES took so long."""
         self._stages[stage].observe(seconds)
 
+    def observer_of(self, stage: str) -> Callable[[float], None]:
+        """Who is told how long one of STAGES took."""
+        observe: Callable[[float], None] = self._stages[stage].observe
+        return observe
+
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes; where a folder is shared, of all processes together."""
         registry = self.registry
         if self._folder is not None:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
+            registry.register(_Processes(self._folder))
         return bytes(generate_latest(registry))
 
 
@@ -196,6 +220,28 @@ class ModelMetrics:
 
     def leased(self, count: int) -> None:
         self._leases.set(count)
+
+
+class _Processes(Collector):
+    """What the kernel says of each process that shares a folder: the library itself says nothing of them then."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @staticmethod
+    def add(folder: Path, worker: int) -> None:
+        """This process is that worker, in the place of any that was it before."""
+        (folder / f"worker-{worker}.pid").write_text(str(os.getpid()))
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for path in sorted(self._folder.glob("worker-*.pid")):
+            labels = {"worker": path.stem.removeprefix("worker-")}
+            for found in ProcessCollector(pid=path.read_text, registry=None).collect():
+                family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+                for sample in found.samples:
+                    family.add_sample(sample.name, labels, sample.value)
+        return families.values()
 
 
 def forget_process(pid: int, folder: Path) -> None:

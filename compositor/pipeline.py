@@ -31,6 +31,7 @@ from .rendering import Rendered, render
 from .settings import Settings
 from .tenant import Tenant
 from .tenants import Tenants
+from .tracing import traced
 from .triton.fleet import Fleet
 from .triton.inference import Mouths, Triton
 
@@ -246,24 +247,33 @@ class Compositor:
         try:
             # Of other files now, and the mouths would be another person's.
             self._tenants.check_current(call.tenant)
-            parts = [slice(begin, begin + _HANDED_OVER) for begin in range(0, len(works), _HANDED_OVER)]
-            made = await asyncio.gather(*(self.in_pool(_carry_out, works[part], mouths.crops[part]) for part in parts))
+            with traced(call.span, "render"):
+                answers = await self._render(works, mouths.crops)
         finally:
             # After a cancellation a thread may still read mouths that are being overwritten: its frames are dropped.
             mouths.release()
-        answers = list(itertools.chain.from_iterable(made))
         for answer in answers:
             if isinstance(answer, Rendered):
                 self._account(call, "blend", answer.blend_s)
                 self._account(call, "encode", answer.encode_s)
         return answers
 
+    async def _render(self, works: Sequence[Callable[[Pixels], Answer]], crops: Pixels) -> list[Answer]:
+        """What each work makes, in the pool, of its mouth."""
+        handed_s = time.perf_counter()
+        parts = [slice(begin, begin + _HANDED_OVER) for begin in range(0, len(works), _HANDED_OVER)]
+        made = await asyncio.gather(*(self.in_pool(_carry_out, works[part], crops[part]) for part in parts))
+        for begin_s, _ in made:
+            self._observe("pool", begin_s - handed_s)
+        return list(itertools.chain.from_iterable(answers for _, answers in made))
+
     @contextlib.contextmanager
     def _measure(self, call: Call, stage: str) -> Iterator[None]:
         """The wall time of the block is that of a stage."""
         begin = time.perf_counter()
         try:
-            yield
+            with traced(call.span, stage):
+                yield
         finally:
             self._account(call, stage, time.perf_counter() - begin)
 
@@ -351,8 +361,9 @@ def _advance(stream: FeatureStream, samples: Samples, last: bool) -> NDArray[np.
     return stream.take_windows()
 
 
-def _carry_out(works: Sequence[Callable[[Pixels], Answer]], crops: Pixels) -> list[Answer]:
-    return [work(crop) for work, crop in zip(works, crops, strict=True)]
+def _carry_out(works: Sequence[Callable[[Pixels], Answer]], crops: Pixels) -> tuple[float, list[Answer]]:
+    """What the works make, and since when."""
+    return time.perf_counter(), [work(crop) for work, crop in zip(works, crops, strict=True)]
 
 
 def _crops(tenant: Tenant, numbers: Sequence[int]) -> NDArray[np.uint8]:

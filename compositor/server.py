@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,19 +16,27 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from .catalogue import Catalogue
-from .errors import SettingsInvalid
+from .disk import Disk
+from .draining import Draining
+from .errors import LipsyncError, SettingsInvalid, TritonUnavailable
 from .health import Health
+from .limits import allow_open_files
 from .metrics import Metrics
 from .pipeline import Compositor
 from .proto import lipsync_v1_pb2 as pb
 from .proto import lipsync_v1_pb2_grpc as pb_grpc
+from .scratch import scratch_home, sweep
 from .sessions.live import Live
 from .settings import Settings
+from .signals import Signals
 from .threads import keep_libraries_single_threaded
+from .tracing import open_tracer
 from .transports.admission import Admission
 from .transports.http import Site
+from .transports.ledger import Ledger
 from .transports.rpc import LipsyncService
 from .transports.web import bind, serving
+from .triton.connection import read_key
 from .triton.fleet import Fleet, open_fleet
 
 log = logging.getLogger(__name__)
@@ -49,18 +56,21 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, *, share_ports: bool = False, metrics: Metrics | None = None
+    settings: Settings,
+    *,
+    share_ports: bool = False,
+    metrics: Metrics | None = None,
+    hurry: asyncio.Event | None = None,
 ) -> AsyncIterator[Running]:
-    """The service, listening; leaving the block drains and stops it. Raises SettingsInvalid.
+    """The service, listening; leaving the block drains and stops it. Raises SettingsInvalid and DiskFull.
 
-    share_ports: with other processes of the same user that do so, too.
+    share_ports: with other processes of the same user that do so, too. hurry: once set, ends the time to drain.
     """
-    if not settings.model_repository.is_dir():
-        raise SettingsInvalid(
-            f"model_repository: {settings.model_repository} is no directory; create it, or name another",
-            field="model_repository",
-        )
+    check(settings)
     keep_libraries_single_threaded()
+    allow_open_files()
+    disk = Disk(scratch_home())
+    sweep()
     cores = len(os.sched_getaffinity(0))
     threads = settings.server.threads or max(1, cores // settings.server.workers)
     async with contextlib.AsyncExitStack() as stack:
@@ -68,10 +78,13 @@ async def running(
         metrics = metrics or Metrics()
         fleet = _fleet(settings, metrics)
         stack.push_async_callback(fleet.close)
+        tracer = open_tracer(settings.tracing)
+        stack.push_async_callback(asyncio.to_thread, tracer.close)
         compositor = Compositor(settings, fleet, pool, metrics.observe_stage)
         live = Live(compositor, settings, metrics)
         admission = Admission(settings.server.max_calls)
-        service = LipsyncService(compositor, live, admission)
+        ledger = Ledger(metrics, tracer)
+        service = LipsyncService(compositor, live, admission, ledger)
         server = _server(settings, service, share_ports)
         servicer = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -81,14 +94,31 @@ async def running(
             for name in ("", SERVICE):
                 await servicer.set(name, state.SERVING if serving else state.NOT_SERVING)
 
-        health = Health(fleet.ready, publish)
-        site = Site(compositor, live, metrics, health, admission)
+        async def find_fault() -> LipsyncError | None:
+            if not await fleet.ready():
+                return TritonUnavailable("Triton does not answer", retry_after_s=1)
+            return disk.fault
+
+        health = Health(find_fault, publish)
+        site = Site(compositor, live, metrics, health, admission, ledger)
         await publish(False)
         listening = stack.enter_context(bind(settings.http, share_ports))
         port = _bind(server, settings)
         await server.start()
-        watching = [asyncio.create_task(work) for work in (fleet.watch(), health.watch())]
-        async with serving(site.app, listening, settings.http, settings.server.drain_s):
+        watching = [asyncio.create_task(work) for work in (fleet.watch(), disk.watch(), health.watch())]
+        async with serving(site.app, listening, settings.http) as web:
+            draining = Draining(
+                settings.server,
+                hurry or asyncio.Event(),
+                health,
+                server,
+                web,
+                admission,
+                live,
+                service.calls,
+                service.live_calls,
+                site.conversations,
+            )
             http_port: int = listening.getsockname()[1]
             log.info(
                 "listening on %s:%d, Triton at %s", settings.server.host, port, ", ".join(settings.triton.endpoints)
@@ -97,15 +127,24 @@ async def running(
             try:
                 yield Running(port, http_port, health)
             finally:
-                await servicer.enter_graceful_shutdown()
-                for task in watching:
-                    task.cancel()
-                service.live_calls.stop()
-                await site.conversations.stop()
-                # Both drain at the same time.
-                draining = asyncio.create_task(server.stop(settings.server.drain_s))
-                stack.push_async_callback(asyncio.wait, {*watching, draining})
+                try:
+                    await draining.run()
+                finally:
+                    for task in watching:
+                        task.cancel()
+                    await asyncio.gather(*watching, return_exceptions=True)
     log.info("stopped")
+
+
+def check(settings: Settings) -> None:
+    """Raises SettingsInvalid where settings name files that are not there."""
+    if not settings.model_repository.is_dir():
+        raise SettingsInvalid(
+            f"model_repository: {settings.model_repository} is no directory; create it, or name another",
+            field="model_repository",
+        )
+    if settings.triton.key_file is not None:
+        read_key(settings.triton.key_file)
 
 
 def _fleet(settings: Settings, metrics: Metrics) -> Fleet:
@@ -115,6 +154,7 @@ def _fleet(settings: Settings, metrics: Metrics) -> Fleet:
         Catalogue(settings.model_repository).facts,
         lambda endpoint: metrics.observer(endpoint, *budget),
         lambda endpoint, up: metrics.up.labels(endpoint).set(up),
+        metrics.observer_of("queue"),
     )
 
 
@@ -152,13 +192,9 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
 
 
 async def serve(settings: Settings, started: Callable[[Running], None] | None = None) -> None:
-    """Runs the service until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings) as service:
+    """Runs the service until SIGTERM or SIGINT, the second of which ends the time to drain."""
+    signals = Signals()
+    async with running(settings, hurry=signals.hurry) as service:
         if started:
             started(service)
-        await stop.wait()
-        log.info("draining, at most %.0f s", settings.server.drain_s)
+        await signals.stop.wait()

@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
+import os
 import socket
 import sys
-import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -21,14 +20,21 @@ from pathlib import Path
 from typing import Protocol
 
 from . import server
+from .disk import reserve
 from .errors import LipsyncError, SettingsInvalid
 from .logs import set_up_logging
 from .metrics import SHARED_VARIABLE, Metrics, forget_process
+from .scratch import scratch_folder, sweep
 from .settings import Settings
+from .signals import Signals
 
 log = logging.getLogger(__name__)
 
 _MODULE = "compositor.workers"
+_METRICS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
+"""The files that Prometheus's library maps for each process, by what they begin with."""
+_METRICS_BYTES = 256 << 10
+"""Twice what they need: their growth would not be reserved."""
 _PAUSE_S = 1.0
 """Between the end of a worker and the start of the one in its place."""
 _PATIENCE_S = 10.0
@@ -59,26 +65,28 @@ async def serve(settings: Settings, started: Callable[[Listening], None] | None 
     if settings.server.workers == 1:
         await server.serve(settings, started)
         return
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(settings) as ports:
+    signals = Signals()
+    async with running(settings, signals.hurry) as ports:
         if started:
             started(ports)
-        await stop.wait()
-        log.info("draining, at most %.0f s", settings.server.drain_s)
+        await signals.stop.wait()
+        log.info("stopping %d workers", settings.server.workers)
+    log.info("stopped")
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Listening]:
-    """The workers, listening; leaving the block drains and stops them."""
+async def running(settings: Settings, hurry: asyncio.Event | None = None) -> AsyncIterator[Listening]:
+    """The workers, listening; leaving the block drains and stops them. hurry: once set, ends their time to drain."""
+    server.check(settings)
+    sweep()
     with (
         _reserved(settings.server.host, settings.server.port, "server.port") as port,
         _reserved(settings.http.host, settings.http.port, "http.port") as http_port,
-        tempfile.TemporaryDirectory(prefix="lipsync-metrics-") as folder,
+        scratch_folder() as folder,
     ):
         own = settings.with_ports(port, http_port)
-        workers = [_Worker(number + 1, own, Path(folder)) for number in range(settings.server.workers)]
+        hurry = hurry or asyncio.Event()
+        workers = [_Worker(number + 1, own, folder, hurry) for number in range(settings.server.workers)]
         tasks = [asyncio.create_task(worker.keep()) for worker in workers]
         try:
             await _all_ready(workers, tasks)
@@ -133,9 +141,9 @@ async def _ready(workers: list[_Worker]) -> None:
 class _Worker:
     """One place among the workers, and the process that holds it."""
 
-    def __init__(self, number: int, settings: Settings, metrics: Path) -> None:
+    def __init__(self, number: int, settings: Settings, metrics: Path, hurry: asyncio.Event) -> None:
         self.ready = asyncio.Event()
-        self._number, self._settings, self._metrics = number, settings, metrics
+        self._number, self._settings, self._metrics, self._hurry = number, settings, metrics, hurry
 
     async def keep(self) -> None:
         """Starts the process, again whenever it ends, and drains it when this is cancelled. Raises LipsyncError where
@@ -163,9 +171,12 @@ class _Worker:
 
     async def _start(self) -> Process:
         process = await asyncio.create_subprocess_exec(
-            *("env", f"{SHARED_VARIABLE}={self._metrics}", sys.executable, "-m", _MODULE, str(self._metrics)),
+            *("env", f"{SHARED_VARIABLE}={self._metrics}", sys.executable, "-m", _MODULE),
+            *(str(self._metrics), str(self._number)),
             stdin=PIPE,
             stdout=PIPE,
+            # A terminal's Ctrl-C reaches the parent only, which passes it on: to a worker, a second signal is another.
+            start_new_session=True,
         )
         assert process.stdin
         # Its end tells the worker that this process is gone.
@@ -173,35 +184,52 @@ class _Worker:
         return process
 
     async def _end(self, process: Process) -> None:
+        server = self._settings.server
         if process.returncode is None:
             process.terminate()
+            hurrying = asyncio.create_task(self._pass_on(process))
             try:
-                await asyncio.wait_for(process.wait(), self._settings.server.drain_s + _PATIENCE_S)
+                await asyncio.wait_for(process.wait(), server.drain_delay_s + server.drain_s + _PATIENCE_S)
             except asyncio.TimeoutError:
                 log.error("worker %d does not end and is killed", self._number)
                 process.kill()
                 await process.wait()
+            finally:
+                hurrying.cancel()
         forget_process(process.pid, self._metrics)
 
+    async def _pass_on(self, process: Process) -> None:
+        """Tells a process that is ending to hurry, once somebody says so."""
+        await self._hurry.wait()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
 
-async def _work(settings: Settings, metrics: Path) -> None:
+
+async def _work(settings: Settings, folder: Path, number: int) -> None:
     """The worker's side: serves until it is told to stop, or its parent is gone."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_reader(sys.stdin.fileno(), stop.set)
-    async with server.running(settings, share_ports=True, metrics=Metrics(metrics)):
+    signals, loop = Signals(), asyncio.get_running_loop()
+
+    def part() -> None:
+        # The end of a parent's pipe would be told again and again.
+        loop.remove_reader(sys.stdin.fileno())
+        signals.stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), part)
+    for kind in _METRICS:
+        reserve(folder / f"{kind}_{os.getpid()}.db", _METRICS_BYTES)
+    metrics = Metrics(folder, number)
+    async with server.running(settings, share_ports=True, metrics=metrics, hurry=signals.hurry):
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        await stop.wait()
+        await signals.stop.wait()
 
 
 def main() -> int:
     """The worker's process: its settings are the first line of stdin."""
     try:
         settings = Settings.model_validate(json.loads(sys.stdin.buffer.readline()))
-        set_up_logging(settings.logging.level)
-        asyncio.run(_work(settings, Path(sys.argv[1])))
+        set_up_logging(settings.logging)
+        asyncio.run(_work(settings, Path(sys.argv[1]), int(sys.argv[2])))
     except LipsyncError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from ..batching import Batcher
 from ..call import Call, Stages
 from ..clock import Clock, MonotonicClock
 from ..deadline import Deadline
-from ..errors import Overloaded
+from ..errors import Overloaded, Stopping
 from ..features import ENCODER_BATCH, Windows
+from ..logs import fields, identify
 from ..metrics import Metrics
 from ..pipeline import FEATURE_SHAPE, Compositor
 from ..rendering import Output, Rendered
@@ -31,8 +33,12 @@ from .stage import Ask
 
 log = logging.getLogger(__name__)
 
+CANCELLED = "CANCELLED"
+"""Why a session ended whose client left."""
 _TOGETHER_S = 0.004
 """How long a frame waits for those whose features came with the same answer, to be one request with them."""
+_FAREWELL_S = 1.0
+"""How long the last events of a session may take when the service stops."""
 _WORTHLESS_S = 2.0
 """How long a picture is worth waiting for; by then its time has long gone by."""
 
@@ -47,27 +53,37 @@ class Live:
         self.sessions: dict[str, Session] = {}
         self._compositor = compositor
         self._metrics = metrics
+        self._gathered = metrics.observer_of("gather")
         self._clock = clock or MonotonicClock()
         self._frames: dict[Tenant, Batcher[Ask, Rendered]] = {}
         self._windows: dict[str, Batcher[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._keep_alive = KeepAlive(self._clock, period_of(settings.residency), self._wanted)
+        self.draining = asyncio.Event()
+        """Set once no other session may begin."""
+        self._ended = asyncio.Event()
 
     async def begin(self, start: Start) -> Session:
-        """A new session. Raises Overloaded where there are too many, and what `Session.open` raises."""
+        """A new session. Raises Overloaded where there are too many, Stopping, and what `Session.open` raises."""
         most = self.settings.live.max_sessions
         if len(self.sessions) >= most:
             raise Overloaded(f"{most} sessions are live already", retry_after_s=5)
         name = secrets.token_hex(8)
+        identify(session=name)
         session = await Session.open(name, start, self, self.settings, self._clock, self._metrics)
+        if self.draining.is_set():
+            await asyncio.gather(*session.stop(), return_exceptions=True)
+            raise stopped()
         self.sessions[name] = session
         self._keep_alive.start()
         self._metrics.sessions.set(len(self.sessions))
         self._metrics.sessions_opened.inc()
-        log.info("session %s begins: %s, %d fps, %s", name, session.tenant.name, session.playout.fps, start.picture)
+        said = fields(tenant=session.tenant.name, fps=session.playout.fps, picture=start.picture)
+        words = "session %s begins: %s, %d fps, %s"
+        log.info(words, name, session.tenant.name, session.playout.fps, start.picture, extra=said)
         return session
 
-    async def end(self, session: Session) -> None:
-        """Closes a session; it leaves nothing behind."""
+    async def end(self, session: Session, reason: str = CANCELLED) -> None:
+        """Closes a session; it leaves nothing behind. reason: OK, CANCELLED, or of the error that ended it."""
         self.sessions.pop(session.name, None)
         self._metrics.sessions.set(len(self.sessions))
         # All is cancelled before the first await: who is cancelled here, too, leaves nothing running.
@@ -80,9 +96,22 @@ class Live:
             ending += self._windows.pop(encoder).stop()
         if not self.sessions:
             ending += self._keep_alive.stop()
-        shown = ", ".join(f"{count} {kind}" for kind, count in session.playout.counts.items())
-        log.info("session %s ends: pictures %s; %d dropped", session.name, shown, session.outbox.dropped)
+            self._ended.set()
+        _tell_end(session, reason)
         await asyncio.gather(*ending, return_exceptions=True)
+
+    async def drain(self, over: asyncio.Event) -> None:
+        """Ends each session as soon as it is silent, and those that still speak once `over` is set; no other begins.
+
+        Its viewer is told what was shown of its speech, and then Stopping. Returns when all have heard, but does not
+        wait for those who take nothing.
+        """
+        self.draining.set()
+        await asyncio.gather(*[_retire(session, over) for session in self.sessions.values()])
+        self._ended.clear()
+        if self.sessions:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _FAREWELL_S)
 
     def stats(self) -> dict[str, Any]:
         """The sessions, for people: JSON."""
@@ -123,7 +152,7 @@ class Live:
         batcher = self._windows.get(encoder)
         if batcher is None:
             work = partial(self._embed, tenant)
-            batcher = self._windows[encoder] = Batcher(work, ENCODER_BATCH, 0, self._gather_s)
+            batcher = self._windows[encoder] = Batcher(work, ENCODER_BATCH, 0, self._gather_s, self._gathered)
         parts = [
             await batcher.ask(list(windows[begin : begin + ENCODER_BATCH]))
             for begin in range(0, len(windows), ENCODER_BATCH)
@@ -135,7 +164,7 @@ class Live:
         if batcher is None:
             size = self._compositor.batch_size(tenant)
             batcher = self._frames[tenant] = Batcher(
-                partial(self._predict, tenant), size, min(_TOGETHER_S, self._gather_s)
+                partial(self._predict, tenant), size, min(_TOGETHER_S, self._gather_s), waited=self._gathered
             )
         most = self._compositor.batch_size(tenant)
         parts = await asyncio.gather(*[batcher.ask(asks[begin : begin + most]) for begin in range(0, len(asks), most)])
@@ -174,6 +203,38 @@ class Live:
 
     def _long_call(self, tenant: Tenant) -> Call:
         return _call(tenant, self.settings.server.timeout_s)
+
+
+def _tell_end(session: Session, reason: str) -> None:
+    playout, outbox = session.playout, session.outbox
+    said = fields(
+        tenant=session.tenant.name,
+        seconds=round((playout.tick + 1) / playout.fps, 3),
+        pictures=playout.counts,
+        dropped=outbox.dropped,
+        dropped_audio=outbox.dropped_audio,
+        most_late_s=round(playout.most_late_s, 4),
+        reason=reason,
+    )
+    shown = ", ".join(f"{count} {kind}" for kind, count in playout.counts.items())
+    words = "session %s ends (%s): pictures %s; %d dropped; %.1f ms late at most"
+    log.info(words, session.name, reason, shown, outbox.dropped, 1000 * playout.most_late_s, extra=said)
+
+
+async def _retire(session: Session, over: asyncio.Event) -> None:
+    waits = [asyncio.create_task(session.silent()), asyncio.create_task(over.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+    session.close(stopped())
+
+
+def stopped() -> Stopping:
+    """Why a session ends, or does not begin, when the service stops."""
+    return Stopping("the service stops", retry_after_s=1)
 
 
 def _nothing(mouth: NDArray[np.uint8]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from dataclasses import replace
 from typing import Literal
@@ -29,9 +30,12 @@ class Outbox:
         self._credit = flow == "credit"
         self._audio_bytes = audio_bytes
         self._metrics = metrics
+        self._sent = metrics.observer_of("send")
         self._notes: deque[Event] = deque()  # what is not a picture, in order
         self._waiting: deque[Heard] = deque()  # the speech among them
         self._picture: Shown | None = None
+        self._due_s = 0.0  # when it came
+        self._sending_s: float | None = None  # the same, of the one that is being sent
         self._unacknowledged: deque[int] = deque()
         self._news = asyncio.Event()
         self._closed = False
@@ -48,7 +52,7 @@ class Outbox:
             if self._picture is not None:
                 self.dropped += 1
                 self._metrics.dropped.inc()
-            self._picture = event
+            self._picture, self._due_s = event, time.perf_counter()
         else:
             if isinstance(event, Heard):
                 self._make_room(len(event.data))
@@ -91,7 +95,13 @@ class Outbox:
         self._news.set()
 
     async def get(self) -> Event | None:
-        """The next event: notes and speech first, then the newest picture if there is credit. None after the last."""
+        """The next event: notes and speech first, then the newest picture if there is credit. None after the last.
+
+        Who asks for the next one has sent the one before.
+        """
+        if self._sending_s is not None:
+            self._sent(time.perf_counter() - self._sending_s)
+            self._sending_s = None
         while True:
             if self._notes:
                 event = self._notes.popleft()
@@ -110,7 +120,7 @@ class Outbox:
         return not self._credit or len(self._unacknowledged) < UNACKNOWLEDGED
 
     def _take_picture(self, picture: Shown) -> Shown:
-        self._picture = None
+        self._picture, self._sending_s = None, self._due_s
         if self._credit:
             self._unacknowledged.append(picture.pts)
         return replace(picture, dropped=self.dropped)

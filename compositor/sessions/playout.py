@@ -65,6 +65,8 @@ class Playout:
         self.tick = -1
         """The last one that was shown."""
         self.counts = dict.fromkeys(("speaking", "fade", "idle", "late"), 0)
+        self.most_late_s = 0.0
+        """The most that a tick was shown after its time."""
         self._start, self._tenant = start, tenant
         self._outbox, self._pool, self._clock, self._metrics = outbox, pool, clock, metrics
         # Looked up once: at each picture that took as long as the counting.
@@ -170,7 +172,9 @@ class Playout:
         self._outbox.put(shown)
         self.counts[kind] += 1
         self._pictures[kind].inc()
-        self._metrics.lateness_s.observe(max(0.0, self._clock.now_s() - due_s))
+        late_s = max(0.0, self._clock.now_s() - due_s)
+        self.most_late_s = max(self.most_late_s, late_s)
+        self._metrics.lateness_s.observe(late_s)
         self._prepare(tick + 1)
         return ended
 

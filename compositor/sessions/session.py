@@ -146,9 +146,19 @@ class Session:
     async def finish(self) -> None:
         """Returns when all speech so far was shown, or the session has ended."""
         self.end_segment()
+        await self.silent()
+
+    async def silent(self) -> None:
+        """Returns when no speech is left to be shown, or the session has ended."""
         while self._segments and self.error is None:
             self._moved.clear()
             await self._moved.wait()
+
+    def close(self, error: LipsyncError) -> None:
+        """Ends the session with an error, of which its viewer hears after what was shown of its speech."""
+        if self._segments and self.error is None:
+            self._restart()
+        self._end(error)
 
     def stop(self) -> list[asyncio.Task[None]]:
         """Ends the session's events and cancels its work; gives the tasks that are still ending."""
@@ -156,6 +166,8 @@ class Session:
         for task in tasks:
             task.cancel()
         self.outbox.close()
+        self._segments.clear()
+        self._moved.set()
         return tasks
 
     def _announce(self) -> None:

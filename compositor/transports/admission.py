@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -17,6 +18,17 @@ class Admission:
     def __init__(self, most: int) -> None:
         self._most = most
         self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def calls(self) -> int:
+        """How many are being served."""
+        return self._calls
+
+    async def idle(self) -> None:
+        """Returns when no call is being served."""
+        await self._idle.wait()
 
     @contextlib.asynccontextmanager
     async def counted(self) -> AsyncIterator[None]:
@@ -24,10 +36,13 @@ class Admission:
         if self._calls >= self._most:
             raise Overloaded(f"{self._most} calls are being served already", retry_after_s=1)
         self._calls += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
 
 def check_speech(samples: Samples, rate: int, most_s: float) -> None:

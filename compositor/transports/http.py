@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from ..call import Stages
-from ..errors import LipsyncError, Status, TritonUnavailable
+from ..errors import LipsyncError, Status
 from ..health import Health
 from ..manifest import SCANS, tenant_names
 from ..metrics import Metrics
@@ -29,6 +29,7 @@ from ..sessions.live import Live
 from ..tenant import Tenant
 from .admission import Admission
 from .faults import HTTP_CODES, error_fields
+from .ledger import CANCELLED, OK, REQUEST_ID, Ledger
 from .stats import describe
 from .uploads import Uploads
 from .websocket import Conversations
@@ -47,6 +48,8 @@ SECURITY: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"microphone=(self), camera=(), geolocation=()"),
 )
+GONE: Final = 499
+"""The client left before there was an answer: nginx's code, which nobody reads."""
 _FOREVER = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
 _STATUSES = {404: Status.NOT_FOUND, 405: Status.UNIMPLEMENTED, 408: Status.DEADLINE_EXCEEDED}
@@ -63,9 +66,10 @@ class Site:
         metrics: Metrics,
         health: Health,
         admission: Admission,
+        ledger: Ledger,
         page: Path = PAGE,
     ) -> None:
-        self.conversations = Conversations(live)
+        self.conversations = Conversations(live, ledger)
         self._compositor, self._live, self._metrics, self._health = compositor, live, metrics, health
         uploads = Uploads(compositor, admission)
         self.app = Starlette(
@@ -86,7 +90,7 @@ class Site:
                 WebSocketRoute("/ws/{tenant}", self.conversations.serve),
                 Mount("/", _Page(directory=page, html=True)),
             ],
-            middleware=[Middleware(_Secured)],
+            middleware=[Middleware(_Entered, ledger=ledger), Middleware(_Secured)],
             exception_handlers={
                 LipsyncError: _answer_fault,
                 HTTPException: _answer_http,
@@ -99,8 +103,8 @@ class Site:
         return PlainTextResponse("ok\n")
 
     async def _ready(self, request: Request) -> Response:
-        if not self._health.serving:
-            raise TritonUnavailable("Triton does not answer", retry_after_s=1)
+        if self._health.fault is not None:
+            raise self._health.fault.with_traceback(None)
         return PlainTextResponse("ready\n")
 
     async def _expose(self, request: Request) -> Response:
@@ -173,6 +177,55 @@ class _Page(StaticFiles):
         return response
 
 
+class _Entered:
+    """Gives each request its entry in the ledger, as `request.state.entry`, and its answer the request's id."""
+
+    def __init__(self, app: ASGIApp, ledger: Ledger) -> None:
+        self._app, self._ledger = app, ledger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path = scope["path"]
+        told = path.startswith("/v1/") and "/frames/" not in path  # the others are asked for again and again
+        whole = False
+
+        async def answer(message: Message) -> None:
+            nonlocal whole
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (REQUEST_ID.encode(), entry.request.encode())]
+                if entry.status == OK:
+                    entry.status = _status_of(message["status"])
+            await send(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        with self._ledger.entry("HTTP", headers, told=told) as entry:
+            scope.setdefault("state", {})["entry"] = entry
+            try:
+                await self._app(scope, receive, answer)
+            finally:
+                entry.rename(_method_of(scope))
+            if not whole and entry.status == OK:
+                entry.status = CANCELLED
+
+
+def _method_of(scope: Scope) -> str:
+    """What was asked for, in a word of ours: once it has been found."""
+    name = getattr(scope.get("endpoint"), "__name__", "page")
+    return f"HTTP {name.removeprefix('_')}"
+
+
+def _status_of(code: int) -> str:
+    if code < 400:
+        return OK
+    if code == GONE:
+        return CANCELLED
+    status = _STATUSES.get(code, Status.INVALID_ARGUMENT if code < 500 else Status.INTERNAL)
+    return status.value
+
+
 class _Secured:
     """Puts the security headers on every answer."""
 
@@ -194,6 +247,7 @@ def _json(code: int, fields: dict[str, Any], headers: dict[str, str] | None = No
 
 async def _answer_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, LipsyncError)
+    request.state.entry.fail(error)
     # Whole seconds, RFC 9110 10.2.3.
     headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, round(error.retry_after_s)))}
     return _json(HTTP_CODES[error.status], error_fields(error), headers)
@@ -209,10 +263,10 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)
+    return Response(status_code=GONE)
 
 
 async def _answer_unforeseen(request: Request, error: Exception) -> Response:
     # uvicorn closes the connection.
     fields = error_fields(LipsyncError("internal error; the service's log has the details"))
-    return _json(500, fields, {"Connection": "close"})
+    return _json(500, fields, {"Connection": "close", REQUEST_ID: request.state.entry.request})

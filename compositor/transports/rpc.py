@@ -22,23 +22,28 @@ from ..proto import lipsync_v1_pb2_grpc as pb_grpc
 from ..sessions.live import Live
 from ..tenant import Tenant
 from .admission import Admission, check_fps, check_speech
+from .ledger import Entry, Ledger
 from .speak import Calls, output_of
 from .status import Context, reporting
+from .stopping import Stoppable
 
 
 class LipsyncService(pb_grpc.LipsyncServicer):
-    """lipsync.v1.Lipsync on a Compositor and its live sessions. Those end by `live_calls.stop()`."""
+    """lipsync.v1.Lipsync on a Compositor and its live sessions. Those end by `live_calls.stop()`, other calls
+    by `calls.stop()`."""
 
-    def __init__(self, compositor: Compositor, live: Live, admission: Admission) -> None:
+    def __init__(self, compositor: Compositor, live: Live, admission: Admission, ledger: Ledger) -> None:
         self._compositor = compositor
         self._admission = admission
-        self.live_calls = Calls(live)
+        self._ledger = ledger
+        self.calls = Stoppable()
+        self.live_calls = Calls(live, ledger)
 
     async def Composite(self, request: pb.CompositeRequest, context: Context) -> pb.CompositeResponse:  # noqa: N802
         """1 to 50 frames in one reply."""
         begin = time.perf_counter()
-        async with reporting(context), self._admission.counted():
-            call = await self._call(request.tenant, request.output, context)
+        async with reporting(context, self._ledger, "Composite") as entry, self.calls.told(), self._admission.counted():
+            call = await self._call(request.tenant, request.output, context, entry)
             numbers, features = await self._frames_and_features(call, request)
             visual = None
             if request.visual_frames:
@@ -54,8 +59,8 @@ class LipsyncService(pb_grpc.LipsyncServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Speech in, its frames as a stream, then one summary."""
         begin = time.perf_counter()
-        async with reporting(context), self._admission.counted():
-            call = await self._call(request.tenant, request.output, context)
+        async with reporting(context, self._ledger, "Generate") as entry, self.calls.told(), self._admission.counted():
+            call = await self._call(request.tenant, request.output, context, entry)
             fps = request.fps or call.tenant.manifest.fps
             check_fps(fps)
             samples, rate = await self._speech(request.speech)
@@ -64,7 +69,9 @@ class LipsyncService(pb_grpc.LipsyncServicer):
             async with contextlib.aclosing(frames):
                 async for frame in frames:
                     count += 1
+                    entry.sending()
                     yield pb.GenerateResponse(frame=_frame(frame, call.tenant))
+                    entry.sent()
             summary = pb.Summary(frames=count, fps=fps, stages=_stages(call.stages, begin))
             yield pb.GenerateResponse(summary=summary)
 
@@ -72,12 +79,14 @@ class LipsyncService(pb_grpc.LipsyncServicer):
         """A live session."""
         await self.live_calls.serve(request_iterator, context)
 
-    async def _call(self, tenant: str, output: pb.Output, context: Context) -> Call:
+    async def _call(self, tenant: str, output: pb.Output, context: Context, entry: Entry) -> Call:
         stages = Stages()
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else Deadline.after(remaining_s)
         wanted = output_of(output)
-        return Call(await self._compositor.open(tenant, stages), wanted, stages, deadline)
+        opened = await self._compositor.open(tenant, stages)
+        entry.serve(opened.name)
+        return Call(opened, wanted, stages, deadline, entry.span)
 
     async def _frames_and_features(
         self, call: Call, request: pb.CompositeRequest

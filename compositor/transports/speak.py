@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any, Literal, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from ..errors import InvalidInput, Stopping
+from ..errors import InvalidInput
 from ..proto import lipsync_v1_pb2 as pb
 from ..rendering import Output
 from ..sessions.conversation import converse
@@ -31,7 +30,10 @@ from ..sessions.events import (
     Switch,
 )
 from ..sessions.live import Live
+from ..tracing import Span
+from .ledger import Ledger
 from .status import Context, reporting
+from .stopping import Stoppable
 
 _Reply: TypeAlias = pb.SpeakResponse
 
@@ -39,44 +41,24 @@ _Reply: TypeAlias = pb.SpeakResponse
 class Calls:
     """All Speak calls."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
+    def __init__(self, live: Live, ledger: Ledger) -> None:
+        self._live, self._ledger = live, ledger
+        self._stoppable = Stoppable()
 
     async def serve(self, requests: AsyncIterable[pb.SpeakRequest], context: Context) -> None:
         """One call, to its end. A client that vanishes, or whose deadline passes, cancels it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            async with reporting(context), self._told_of_stopping():
-                await _talk(self._live, requests, context)
-        finally:
-            self._tasks.discard(task)
+        async with reporting(context, self._ledger, "Speak") as entry, self._stoppable.told():
+            await _talk(self._live, requests, context, entry.span)
 
     def stop(self) -> None:
         """Ends every call with UNAVAILABLE, and refuses new ones: live sessions would outlast any patience."""
-        self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-
-    @contextlib.asynccontextmanager
-    async def _told_of_stopping(self) -> AsyncGenerator[None, None]:
-        stopping = Stopping("the service stops", retry_after_s=1)
-        if self._stopping:
-            raise stopping
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-            raise stopping from None
+        self._stoppable.stop()
 
 
-async def _talk(live: Live, requests: AsyncIterable[pb.SpeakRequest], context: Context) -> None:
+async def _talk(live: Live, requests: AsyncIterable[pb.SpeakRequest], context: Context, span: Span | None) -> None:
     # Written, not yielded: a call that is cancelled while a response waits for the client is cancelled in here.
-    async with contextlib.aclosing(commands(requests)) as said, contextlib.aclosing(converse(live, said)) as events:
+    said = commands(requests)
+    async with contextlib.aclosing(said), contextlib.aclosing(converse(live, said, span)) as events:
         async for event in events:
             await context.write(response_of(event))
 

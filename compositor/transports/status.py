@@ -13,7 +13,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from ..errors import LipsyncError
+from ..errors import LipsyncError, Status
+from .ledger import CANCELLED, REQUEST_ID, Entry, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +45,22 @@ def status_of(error: LipsyncError) -> status_pb2.Status:
 
 async def _abort(context: Context, error: LipsyncError) -> NoReturn:
     status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    # Those given here take the place of those that were set.
+    metadata = (*(context.trailing_metadata() or ()), *status.trailing_metadata)
+    await context.abort(status.code, status.details, metadata)
     raise AssertionError("abort raises")
 
 
 @contextlib.asynccontextmanager
-async def reporting(context: Context) -> AsyncIterator[None]:
-    """Ends the call with the status of whatever goes wrong inside; what nobody foresaw is logged, not sent."""
+async def reporting(context: Context, ledger: Ledger, method: str) -> AsyncIterator[Entry]:
+    """One call. Ends it with the status of whatever goes wrong inside; what nobody foresaw is logged, not sent."""
     try:
-        yield
+        with ledger.entry(method, _headers(context)) as entry:
+            context.set_trailing_metadata(((REQUEST_ID, entry.request),))
+            try:
+                yield entry
+            finally:
+                _notice_end(context, entry)
     except LipsyncError as error:
         await _abort(context, error)
     except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
@@ -60,3 +68,17 @@ async def reporting(context: Context) -> AsyncIterator[None]:
     except Exception:
         log.exception("a call failed in a way that nobody foresaw")
         await _abort(context, LipsyncError("internal error; the service's log has the details"))
+
+
+def _headers(context: Context) -> dict[str, str]:
+    """Binary ones aside."""
+    return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _notice_end(context: Context, entry: Entry) -> None:
+    """gRPC cancels a call whose deadline has passed as it does one whose client has left; and its requests may end
+    before that, as if the client had said all."""
+    if context.time_remaining() == 0:
+        entry.status = Status.DEADLINE_EXCEEDED.value
+    elif context.cancelled():
+        entry.status = CANCELLED

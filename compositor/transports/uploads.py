@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +28,10 @@ from ..errors import ExtraMissing, InvalidInput, LipsyncError
 from ..pcm import Samples
 from ..pipeline import Compositor
 from ..rendering import Output
+from ..scratch import scratch_folder
 from .admission import Admission, check_fps, check_speech
 from .faults import error_fields
+from .ledger import Entry
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,10 @@ class Uploads:
         fps, start, quality = (_number(request, name) for name in ("fps", "start", "quality"))
         async with contextlib.AsyncExitStack() as slot:
             await slot.enter_async_context(self._admission.counted())
-            call = Call(
-                await self._compositor.open(request.path_params["tenant"], Stages()), Output(quality=quality), Stages()
-            )
+            entry: Entry = request.state.entry
+            tenant = await self._compositor.open(request.path_params["tenant"], Stages())
+            entry.serve(tenant.name)
+            call = Call(tenant, Output(quality=quality), Stages(), span=entry.span)
             fps = fps or call.tenant.manifest.fps
             check_fps(fps)
             samples, rate = await self._speech(request)
@@ -67,7 +69,7 @@ class Uploads:
                 return await _unless_gone(request, _film(frames, samples, rate, fps))
             # The first frame shows what is wrong while there still is a status to tell it with.
             first = await _unless_gone(request, anext(frames))
-            return _Frames(_parts(first, frames), slot.pop_all())
+            return _Frames(_parts(first, frames, entry), slot.pop_all())
         raise AssertionError("unreachable")
 
     async def _speech(self, request: Request) -> tuple[Samples, int]:
@@ -136,13 +138,18 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _parts(first: Frame, frames: AsyncGenerator[Frame, None]) -> AsyncGenerator[bytes, None]:
+async def _parts(first: Frame, frames: AsyncGenerator[Frame, None], entry: Entry) -> AsyncGenerator[bytes, None]:
     """The parts of the answer; what fails on the way becomes its last part."""
+    entry.sending()
     yield _part(first)
+    entry.sent()
     try:
         async for frame in frames:
+            entry.sending()
             yield _part(frame)
+            entry.sent()
     except LipsyncError as error:
+        entry.fail(error)
         body = json.dumps({"error": error_fields(error)}).encode()
         yield _head("application/json", len(body)) + body + b"\r\n"
     # Without a line end, which ffmpeg would take for the beginning of another part.
@@ -203,7 +210,7 @@ async def _film(frames: AsyncGenerator[Frame, None], samples: Samples, rate: int
             raise LipsyncError("the video cannot be written; the service's log has the details") from error
 
     with contextlib.ExitStack() as files:
-        path = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="lipsync-"))) / "speech.mp4"
+        path = files.enter_context(scratch_folder()) / "speech.mp4"
         # One thread: what is cancelled here goes on there, and must not meet what follows.
         writer = ThreadPoolExecutor(1, thread_name_prefix="film")
         files.callback(writer.shutdown, wait=False)

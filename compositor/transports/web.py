@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 import socket
 from asyncio import TimerHandle
 from collections.abc import AsyncIterator, Callable, Generator
@@ -27,7 +26,11 @@ from ..settings import HttpSettings
 UNSENT_BYTES: Final = 128 << 10
 """Most that the kernel holds unsent of a connection, where it can be told: what waits there cannot be taken back."""
 MOST_FRAGMENTS: Final = 4096
+FAREWELL_S: Final = 1.0
+"""How long the last bytes to a client may take when the server stops."""
 _BACKLOG = 128
+_LOOK_S = 0.02
+"""Period of the look at what is still open, while the server stops."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ class _Http(H11Protocol):
         _stop(self._requesting)
         _stop(self._stalled)
         super().connection_lost(exc)
+
+    def cut(self) -> None:
+        """Ends the connection once what was written is taken; an answer under way ends here."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.transport.close()
+        else:
+            self.shutdown()
 
     def _expect_request(self) -> None:
         self._requesting = self.loop.call_later(self._patience.request_s, self.transport.abort)
@@ -139,6 +150,11 @@ class _WebSocket(WebSocketsSansIOProtocol):
         super().keepalive_timeout()
         self.transport.abort()
 
+    def cut(self) -> None:
+        """Closes with 1012, unless the application has said goodbye, once what was written is taken."""
+        if not self.transport.is_closing():
+            self.shutdown()
+
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         super().on_task_complete(task)
         if not self.disconnected:
@@ -155,12 +171,74 @@ def _stop(timer: TimerHandle | None) -> None:
         timer.cancel()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which would take the process's signals for itself."""
+class _App:
+    """An application whose requests may be cut off: one that was not answered yet is told 503, without a complaint."""
+
+    def __init__(self, app: Callable[..., Any]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        begun = scope["type"] != "http"
+
+        async def noted(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if not begun:
+                headers = [(b"content-type", b"text/plain"), (b"retry-after", b"1"), (b"connection", b"close")]
+                await send({"type": "http.response.start", "status": 503, "headers": headers})
+                await send({"type": "http.response.body", "body": b"the service stops\n"})
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which would take the process's signals for itself, and whose own shutdown closes WebSockets at
+    once and reports an error where it was given no time and needed none."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Nothing: `drain` and `cut` are in its place."""
+
+    async def drain(self) -> None:
+        """Takes no new connections, closes idle ones, and returns when all have ended. WebSockets end by themselves, or
+        by their application."""
+        self._refuse()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Http):
+                connection.shutdown()
+        await self._empty()
+
+    async def cut(self) -> int:
+        """Ends what is left, and tells those who listen; how many connections that were."""
+        self._refuse()
+        left = list(self.server_state.connections)
+        for connection in left:
+            cast(_Http | _WebSocket, connection).cut()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._empty(), FAREWELL_S)
+        # Who reads nothing.
+        tasks = list(self.server_state.tasks)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return len(left)
+
+    def _refuse(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    async def _empty(self) -> None:
+        # uvicorn keeps sets, and tells nobody of their changes.
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
 
 
 def bind(settings: HttpSettings, share: bool = False) -> socket.socket:
@@ -196,17 +274,13 @@ def _tune(listening: socket.socket) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Callable[..., Any],
-    listening: socket.socket,
-    settings: HttpSettings,
-    drain_s: float,
-    patience: Patience | None = None,
-) -> AsyncIterator[None]:
-    """Serves an ASGI app on a listening socket, which it closes in the end. Leaving the block takes no new connections
-    and gives running requests `drain_s` to finish."""
+    app: Callable[..., Any], listening: socket.socket, settings: HttpSettings, patience: Patience | None = None
+) -> AsyncIterator[Server]:
+    """Serves an ASGI app on a listening socket, which it closes in the end. Leaving the block cuts off what was not
+    drained before."""
     patience = patience or Patience()
     config = uvicorn.Config(
-        app,
+        _App(app),
         http=cast(Any, functools.partial(_Http, patience, settings.max_connections)),
         ws=cast(Any, functools.partial(_WebSocket, patience)),
         ws_max_size=settings.max_message_mb << 20,
@@ -220,17 +294,13 @@ async def serving(
         proxy_headers=False,
         server_header=False,
         backlog=_BACKLOG,
-        timeout_graceful_shutdown=math.ceil(drain_s),
     )
-    server = _Server(config)
+    server = Server(config)
     running = asyncio.create_task(server.serve([listening]), name="http")
     try:
-        yield
+        yield server
     finally:
         server.should_exit = True
         await running
-        # What is left reads nothing: its tasks were cancelled, its transports would wait for it.
-        tasks = list(server.server_state.tasks)
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.cut()
+        listening.close()

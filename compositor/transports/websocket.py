@@ -16,12 +16,17 @@ from ..errors import InvalidInput, LipsyncError, Stopping
 from ..sessions.conversation import converse
 from ..sessions.events import Command
 from ..sessions.live import Live
+from ..tracing import Span
 from .faults import CLOSE_CODES, HTTP_CODES, error_fields
+from .ledger import CANCELLED, REQUEST_ID, Entry, Ledger
 from .wire import SUBPROTOCOL, Wire, write_error
 
 log = logging.getLogger(__name__)
 
 GOING_AWAY: Final = 1001
+_FAREWELLS = (1000, 1001, 1005)
+"""Close codes of clients that end a conversation as they should: done, the page left, no reason given."""
+_LOST = 1006
 _FAREWELL_S = 5.0
 """How long the last messages may take; a viewer that reads nothing is not waited for."""
 
@@ -29,27 +34,38 @@ _FAREWELL_S = 5.0
 class Conversations:
     """All conversations over WebSockets."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, live: Live, ledger: Ledger) -> None:
+        self._live, self._ledger = live, ledger
         self._tasks: set[asyncio.Task[None]] = set()
+        self._talking: set[asyncio.Task[None]] = set()  # those of them that nobody parts from yet
         self._stopping = False
 
     async def serve(self, socket: WebSocket) -> None:
         """One connection, from its handshake to its close."""
+        with self._ledger.entry("WebSocket", dict(socket.headers)) as entry:
+            try:
+                await self._welcome(socket, entry)
+            except WebSocketDisconnect as left:
+                if left.code not in _FAREWELLS:
+                    entry.status = CANCELLED
+            except OSError:  # during the handshake
+                entry.status = CANCELLED
+
+    async def _welcome(self, socket: WebSocket, entry: Entry) -> None:
         offered = socket.scope["subprotocols"]
-        # OSError: the client left during the handshake.
-        with contextlib.suppress(WebSocketDisconnect, OSError):
-            if refusal := self._refusal(offered):
-                code = HTTP_CODES[refusal.status]
-                await socket.send_denial_response(JSONResponse({"error": error_fields(refusal)}, code))
-                return
-            await socket.accept(subprotocol=SUBPROTOCOL if offered else None)
-            await self._converse(socket)
+        if refusal := self._refusal(offered):
+            entry.fail(refusal)
+            code = HTTP_CODES[refusal.status]
+            await socket.send_denial_response(JSONResponse({"error": error_fields(refusal)}, code))
+            return
+        named = [(REQUEST_ID.encode(), entry.request.encode())]
+        await socket.accept(subprotocol=SUBPROTOCOL if offered else None, headers=named)
+        await self._converse(socket, entry)
 
     async def stop(self) -> None:
         """Closes every connection as going away, and refuses new ones."""
         self._stopping = True
-        for task in self._tasks:
+        for task in self._talking:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -62,33 +78,43 @@ class Conversations:
             )
         return None
 
-    async def _converse(self, socket: WebSocket) -> None:
+    async def _converse(self, socket: WebSocket, entry: Entry) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._talking.add(task)
         try:
-            await _talk(self._live, socket)
+            try:
+                await _talk(self._live, socket, entry.span)
+            finally:
+                self._talking.discard(task)
+        except Stopping as error:
+            entry.fail(error)
+            await _part(socket, GOING_AWAY)
         except LipsyncError as error:
+            entry.fail(error)
             await _part(socket, CLOSE_CODES[error.status], error)
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
+            entry.fail(Stopping("the service stops"))
             await _part(socket, GOING_AWAY)
         except WebSocketDisconnect:
             raise
         except Exception:
             log.exception("a conversation failed in a way that nobody foresaw")
             unforeseen = LipsyncError("internal error; the service's log has the details")
+            entry.fail(unforeseen)
             await _part(socket, CLOSE_CODES[unforeseen.status], unforeseen)
         finally:
             self._tasks.discard(task)
 
 
-async def _talk(live: Live, socket: WebSocket) -> None:
+async def _talk(live: Live, socket: WebSocket, span: Span | None) -> None:
     """Sends events until the client leaves, which raises WebSocketDisconnect."""
     wire = Wire(socket.path_params["tenant"])
     said = _commands(socket, wire)
-    async with contextlib.aclosing(said), contextlib.aclosing(converse(live, said)) as events:
+    async with contextlib.aclosing(said), contextlib.aclosing(converse(live, said, span)) as events:
         async for event in events:
             message = wire.write(event)
             if isinstance(message, bytes):
@@ -102,7 +128,8 @@ async def _commands(socket: WebSocket, wire: Wire) -> AsyncGenerator[Command, No
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
+            # uvicorn says 1005, no status, of a connection that was lost, too; but only a close has a reason, if empty.
+            raise WebSocketDisconnect(message["code"] if "reason" in message else _LOST, message.get("reason"))
         data = message.get("bytes")
         yield wire.read(message["text"] if data is None else data)
 

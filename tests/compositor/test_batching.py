@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from compositor.batching import Batcher, departure
 from compositor.errors import TritonUnavailable
+from compositor.logs import identify, identity
 
 from .sessions.stage import settle
 
@@ -145,3 +146,35 @@ async def test_stopping_ends_requests_under_way_and_those_that_wait() -> None:
     await settle()
     assert [task.cancelled() for task in (running, just_sent, waiting)] == [True] * 3
     assert asyncio.all_tasks() == before
+
+
+async def test_each_caller_is_told_how_long_it_waited() -> None:
+    work, waited = Work(), list[float]()
+    batcher = Batcher(work, 3, LONG_S, waited=waited.append)
+    work.go.set()
+    first = asyncio.create_task(batcher.ask([1]))
+    await settle()
+    assert not waited
+    begin_s = asyncio.get_running_loop().time()
+    await asyncio.gather(first, batcher.ask([2, 3]))
+    end_s = asyncio.get_running_loop().time()
+    before, after = waited
+    assert before > after >= 0
+    assert after <= end_s - begin_s
+
+
+async def test_a_request_for_many_carries_nobodys_ids() -> None:
+    seen: list[dict[str, str]] = []
+
+    async def work(items: list[int]) -> list[int]:
+        seen.append(dict(identity()))
+        return items
+
+    batcher = Batcher(work, 8, 0.0)
+
+    async def call(name: str) -> None:
+        identify(request=name)
+        await batcher.ask([1])
+
+    await asyncio.gather(asyncio.create_task(call("a")), asyncio.create_task(call("b")))
+    assert seen == [{}]

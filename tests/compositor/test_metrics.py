@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from prometheus_client.parser import text_string_to_metric_families
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-from compositor.metrics import Metrics
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from compositor.metrics import SHARED_VARIABLE, STAGES, Metrics
 from compositor.residency.models import Observer
 
 
@@ -20,6 +27,8 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def test_the_exposition_names_every_metric() -> None:
     families = {family.name: family for family in text_string_to_metric_families(Metrics().exposition().decode())}
     assert {
+        "lipsync_calls",
+        "lipsync_stage_seconds",
         "lipsync_sessions",
         "lipsync_sessions_opened",
         "lipsync_pictures",
@@ -47,11 +56,86 @@ def test_the_exposition_names_every_metric() -> None:
     assert all(family.documentation for family in families.values() if family.name.startswith("lipsync"))
 
 
+def test_every_metric_and_stage_is_documented() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "operations.md").read_text() + (docs / "http.md").read_text()
+    names = [metric.name for metric in Metrics().registry.collect() if metric.name.startswith("lipsync_")]
+    assert len(names) > 20
+    for name in (*(name.removeprefix("lipsync_") for name in names), *STAGES):
+        assert f"`{name}`" in text or f"`{name}_total`" in text, name
+
+
 def test_services_do_not_share_their_counts() -> None:
     first, second = Metrics(), Metrics()
     first.interrupts.inc()
     assert "lipsync_interrupts_total 1.0" in first.exposition().decode()
     assert "lipsync_interrupts_total 0.0" in second.exposition().decode()
+
+
+def test_every_stage_has_its_series_from_the_start() -> None:
+    metrics = Metrics()
+    metrics.observe_stage("blend", 0.0007)
+    metrics.observer_of("queue")(4)
+    counts = {
+        sample.labels["stage"]: sample.value
+        for family in text_string_to_metric_families(metrics.exposition().decode())
+        for sample in family.samples
+        if sample.name == "lipsync_stage_seconds_count"
+    }
+    assert counts == {**dict.fromkeys(STAGES, 0), "blend": 1, "queue": 1}
+
+
+def test_workers_share_their_numbers_and_each_is_seen(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys; from compositor.metrics import Metrics;"
+        "metrics = Metrics(pathlib.Path(sys.argv[1]), int(sys.argv[2])); metrics.calls.labels('Speak', 'OK').inc();"
+        "print('ready', flush=True); sys.stdin.read(); print(metrics.exposition().decode())"
+    )
+    environment = {**os.environ, SHARED_VARIABLE: str(tmp_path)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path), str(number)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in (1, 2)
+    ]
+    with workers[0] as first, workers[1] as second:
+        for worker in workers:
+            assert worker.stdout
+            assert worker.stdout.readline() == "ready\n"
+        told, _ = first.communicate()
+        kept = {
+            (sample.name, sample.labels.get("worker")): sample.value
+            for family in text_string_to_metric_families(told)
+            for sample in family.samples
+        }
+        assert kept["lipsync_calls_total", None] == 2
+        assert kept["process_cpu_seconds_total", "2"] > 0
+        resident = {kept["process_resident_memory_bytes", number] for number in ("1", "2")}
+        assert all(10e6 < size < 1e9 for size in resident)
+        assert kept["process_max_fds", "1"] >= kept["process_open_fds", "1"] > 3
+        started = Path(f"/proc/{second.pid}/stat").stat().st_ctime
+        assert kept["process_start_time_seconds", "2"] == pytest.approx(started, abs=30)
+        assert ("process_resident_memory_bytes", None) not in kept
+        second.communicate()
+
+
+def test_a_worker_that_is_gone_is_seen_no_more(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 1)
+    (tmp_path / "worker-2.pid").write_text("999999999")
+    assert {sample.labels["worker"] for sample in processes(metrics)} == {"1"}
+
+
+def processes(metrics: Metrics) -> list[Sample]:
+    return [
+        sample
+        for family in text_string_to_metric_families(metrics.exposition().decode())
+        for sample in family.samples
+        if sample.name.startswith("process_")
+    ]
 
 
 def test_what_happens_to_models_is_counted_by_triton_and_device() -> None:

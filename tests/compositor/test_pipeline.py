@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from compositor.errors import (
     TritonUnavailable,
 )
 from compositor.manifest import MANIFEST
+from compositor.metrics import STAGES
 from compositor.pipeline import BATCHES_AHEAD, Compositor
 from compositor.rendering import Output
 from compositor.residency.host_lock import HostLock
@@ -355,3 +357,16 @@ async def test_stages_are_accounted_for(compositor: Compositor) -> None:
     assert len(frames) == 75
     stages = request.stages
     assert min(stages.features_s, stages.inference_s, stages.blend_s, stages.encode_s, stages.load_s) > 0
+
+
+async def test_every_stage_that_is_passed_is_told(compositor: Compositor) -> None:
+    told: list[tuple[str, float]] = []
+    observed = Compositor(
+        compositor.settings, compositor.fleet, compositor.pool, lambda stage, seconds: told.append((stage, seconds))
+    )
+    frames = [frame async for frame in observed.generate(await call(observed), SPEECH, 16_000)]
+    count = Counter(stage for stage, _ in told)
+    assert count.keys() == {"features", "load", "inference", "pool", "blend", "encode"} < set(STAGES)
+    assert count["blend"] == count["encode"] == len(frames) == 75
+    assert count["inference"] == count["pool"] == 19
+    assert all(seconds >= 0 for _, seconds in told)

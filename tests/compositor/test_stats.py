@@ -11,7 +11,7 @@ from compositor.triton.endpoint import EndpointReport
 
 
 def model(name: str, uses: int, state: State = State.READY) -> ModelReport:
-    return ModelReport(name, state, "cpu", 30_000_000, 2, uses, 1234.5, False)
+    return ModelReport(name, state, "default", 30_000_000, 2, uses, 1234.5, False)
 
 
 def test_servers_are_told_with_their_counts_and_models_by_use() -> None:
@@ -25,7 +25,7 @@ def test_servers_are_told_with_their_counts_and_models_by_use() -> None:
     observer.evicted(20)
     observer.load_failed()
     observer.lost_race()
-    observer.occupied("cpu", 2, 60_000_000)
+    observer.occupied("default", 2, 60_000_000)
     reports = [
         EndpointReport("a:1", True, 4, True, [model("anna", 7), model("berta", 42, State.ABSENT)]),
         EndpointReport("b:1", False, 0, False, [model("carla", 9, State.LOADING)]),
@@ -35,7 +35,7 @@ def test_servers_are_told_with_their_counts_and_models_by_use() -> None:
         {
             "endpoint": "a:1", "up": True, "room": True, "leases": 4,
             "counts": {"hits": 5, "misses": 1, "loads": 1, "failed_loads": 1, "evictions": 1, "lost_races": 1},
-            "devices": [{"device": "cpu", "models": 2, "most_models": 40, "bytes": 60_000_000, "most_bytes": 0}],
+            "devices": [{"device": "default", "models": 2, "most_models": 40, "bytes": 60_000_000, "most_bytes": 0}],
         },
         {
             "endpoint": "b:1", "up": False, "room": False, "leases": 0,
@@ -49,7 +49,7 @@ def test_servers_are_told_with_their_counts_and_models_by_use() -> None:
         ("a:1", "anna", "ready", 7),
     ]
     assert told["models"][2] == {
-        "endpoint": "a:1", "name": "anna", "state": "ready", "device": "cpu", "bytes": 30_000_000, "leases": 2,
+        "endpoint": "a:1", "name": "anna", "state": "ready", "device": "default", "bytes": 30_000_000, "leases": 2,
         "uses": 7, "last_use_s": 1234.5, "pinned": False,
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from compositor.errors import SettingsInvalid
 from compositor.settings import HttpSettings
-from compositor.transports.web import MOST_FRAGMENTS, UNSENT_BYTES, Patience, bind, serving
+from compositor.transports.web import MOST_FRAGMENTS, UNSENT_BYTES, Patience, Server, bind, serving
 
 LONG_S, SHORT_S = 60.0, 0.05
 BIG = 64 << 20
@@ -27,7 +27,8 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class App:
-    """Answers `/` with a word, `/big` with 64 MiB, `/slow` when told; a WebSocket with what it received."""
+    """Answers `/` with a word, `/big` with 64 MiB, `/slow` when told, `/half` in part; a WebSocket with what it
+    received."""
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[None] | None] = set()
@@ -48,6 +49,9 @@ class App:
         if scope["path"] == "/slow":
             await self.go.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/half":
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            await self.go.wait()
         for _ in range(BIG >> 20 if scope["path"] == "/big" else 0):
             await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
         await send({"type": "http.response.body", "body": b"word"})
@@ -69,8 +73,8 @@ class App:
 
 
 class Served:
-    def __init__(self, app: App, port: int) -> None:
-        self.app, self.port = app, port
+    def __init__(self, app: App, server: Server, port: int) -> None:
+        self.app, self.server, self.port = app, server, port
         self.url = f"ws://127.0.0.1:{port}"
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -96,8 +100,10 @@ async def served(
     before = asyncio.all_tasks()
     app, listening = App(), bind(settings)
     patience = patience or Patience(LONG_S, LONG_S, LONG_S, LONG_S)
-    async with serving(app, listening, settings, drain_s, patience):
-        yield Served(app, listening.getsockname()[1])
+    async with serving(app, listening, settings, patience) as server:
+        yield Served(app, server, listening.getsockname()[1])
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(server.drain(), drain_s)
     assert not app.tasks
     assert listening.fileno() == -1
     await becomes(lambda: asyncio.all_tasks() == before)
@@ -360,13 +366,59 @@ async def test_running_requests_finish_when_it_stops() -> None:
     assert b"200 OK" in answers[0]
 
 
-async def test_what_does_not_finish_is_ended() -> None:
+async def test_what_was_not_answered_is_told_so_without_a_complaint(caplog: pytest.LogCaptureFixture) -> None:
     async with served(drain_s=0) as server:
         reader, writer = await server.open()
         writer.write(GET.replace(b"/ ", b"/slow ", 1))
         await server.app.begun.wait()
-    await ends(reader)
+    answer = await ends(reader)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1\r\n" in answer
     await closes(writer)
+    assert not caplog.records
+
+
+async def test_an_answer_that_is_cut_off_does_not_look_whole(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(drain_s=0) as server:
+        reader, writer = await server.open()
+        writer.write(GET.replace(b"/ ", b"/half ", 1))
+        await reader.readuntil(b"half")
+    assert await ends(reader) == b"\r\n", "no last chunk"
+    await closes(writer)
+    assert not caplog.records
+
+
+async def test_nothing_is_said_where_there_is_nothing_to_wait_for(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(drain_s=0):
+        pass
+    assert not caplog.records
+
+
+async def test_sockets_talk_on_while_it_drains() -> None:
+    async with served(drain_s=30) as server:
+        client = await connect(server.url)
+        idle_reader, idle_writer = await server.open()
+        idle_writer.write(GET)
+        await idle_reader.readuntil(b"0\r\n\r\n")
+        draining = asyncio.create_task(server.server.drain())
+        assert await ends(idle_reader) == b"", "idle connections are closed"
+        await closes(idle_writer)
+        await client.send(b"abc")
+        assert await client.recv() == "3"
+        assert not draining.done()
+        with pytest.raises(ConnectionRefusedError):
+            await server.open()
+        await client.close()
+        await draining
+    assert server.app.codes == [1000]
+
+
+async def test_sockets_that_are_cut_off_get_a_code() -> None:
+    async with served(drain_s=0) as server:
+        client = await connect(server.url)
+    with pytest.raises(ConnectionClosed):
+        await client.recv()
+    assert client.close_code == 1012
 
 
 async def test_new_connections_are_refused_after_the_stop() -> None:

@@ -91,6 +91,7 @@ async def test_workers_share_ports_and_one_that_dies_is_replaced(tmp_path: Path)
             assert await answers(ports.port)
         text = await asyncio.to_thread(read, ports.http_port, "/metrics")
         assert "lipsync_sessions 0.0" in text
+        assert all(f'process_resident_memory_bytes{{worker="{number}"}}' in text for number in (1, 2))
         with pytest.raises(SettingsInvalid, match="is another service on it"):
             async with workers.running(settings_of(tmp_path, port=ports.port)):
                 pass
@@ -103,9 +104,18 @@ def read(port: int, path: str) -> str:
         return str(answer.read().decode())
 
 
-async def test_a_worker_that_cannot_start_ends_it_all(tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_start_ends_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = children()
-    with pytest.raises(LipsyncError, match=r"worker \d did not start"):
+    monkeypatch.setattr(workers, "_MODULE", "compositor.nothing")
+    with pytest.raises(LipsyncError, match=r"worker \d did not start but ended with status 1"):
+        async with workers.running(settings_of(tmp_path)):
+            pass
+    assert children() <= others
+
+
+async def test_what_is_wrong_for_all_is_said_once(tmp_path: Path) -> None:
+    others = children()
+    with pytest.raises(SettingsInvalid, match=r"model_repository: .* is no directory"):
         async with workers.running(settings_of(tmp_path / "missing")):
             pass
     assert children() <= others

@@ -42,6 +42,8 @@ def test_it_adds_its_tenant_once_and_writes_a_whole_video(triton_home: Path, tmp
         assert done.returncode == 0, done.stderr
         assert f"wrote {video}\n" in done.stdout
         assert ("tenant demo added" in done.stdout) == (run == 0)
+        bars = {line.split()[0] for line in done.stderr.splitlines() if line.strip()}
+        assert bars - {"read", "draw", "prepare", "check", "memory", "demo"} == set(), "it stops without a complaint"
         assert tenant_names(tmp_path / "models") == ["demo"]
         with av.open(video) as container:
             picture, sound = container.streams.video[0], container.streams.audio[0]

@@ -198,7 +198,7 @@ def test_stats_and_metrics_tell_of_triton_and_its_models(http: httpx.Client, sta
 
     until(lambda: plain().get("uses", 0) > 0)
     model = plain()
-    assert (model["endpoint"], model["state"], model["device"]) == (stack.triton.grpc, "ready", "cpu")
+    assert (model["endpoint"], model["state"], model["device"]) == (stack.triton.grpc, "ready", "default")
     assert model["bytes"] > 10_000_000
     assert model["last_use_s"] > 1e9
     until(lambda: http.get("/stats").json()["endpoints"][0]["devices"] != [])
@@ -211,7 +211,7 @@ def test_stats_and_metrics_tell_of_triton_and_its_models(http: httpx.Client, sta
     assert device["bytes"] > 10_000_000
     exposed = http.get("/metrics").text
     assert f'lipsync_triton_up{{triton="{stack.triton.grpc}"}} 1.0' in exposed
-    assert f'lipsync_models_limit{{device="cpu",triton="{stack.triton.grpc}"}} 40.0' in exposed
+    assert f'lipsync_models_limit{{device="default",triton="{stack.triton.grpc}"}} 40.0' in exposed
 
 
 def parts(response: httpx.Response) -> list[tuple[dict[str, str], bytes]]:

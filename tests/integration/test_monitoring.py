@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from compositor.errors import LipsyncError
+from compositor.metrics import STAGES
 from compositor.settings import Settings
 from lipsync import architecture
 from lipsync.live_client import Account, Recording, Speech, talk
@@ -113,6 +114,8 @@ def test_every_query_has_an_answer(crowded: Stack, watched: Prometheus) -> None:
             converse(crowded, "broken")
         missing = watched.unanswered(missing)
     assert missing == []
+    timed = watched.ask("query", query="sum by (stage) (lipsync_stage_seconds_count) > 0")["result"]
+    assert {each["metric"]["stage"] for each in timed} == set(STAGES)
     assert watched.scraped() == {"compositor", "triton"}
 
 

@@ -449,7 +449,8 @@ async def test_the_stop_says_going_away(stack: Stack) -> None:
             for client in (idle, speaking):
                 await client.send(START)
                 await client.recv()
-            await speaking.send(binary(SPEECH))
+            await speaking.send(binary(SPEECH[:RATE]))
+            await speaking.send(SEGMENT_END)
             stopping = asyncio.get_running_loop().run_in_executor(None, service.stop)
             for client in (idle, speaking, silent):
                 assert await refused(client) == (1001, {})

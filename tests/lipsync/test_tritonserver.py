@@ -296,6 +296,26 @@ def test_sweep_ends_stubs_that_outlived_their_keeper(tmp_path: Path, monkeypatch
     stub.stdin.close()
 
 
+def test_logs_are_swept_once_nobody_has_them(tmp_path: Path) -> None:
+    (path, ours), (left, theirs) = (triton_processes.new_log(tmp_path) for _ in range(2))
+    os.write(ours, b"one\n")
+    keeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=ours)
+    other = tmp_path / "other.log"
+    other.touch()
+    os.close(ours)
+    os.close(theirs)
+    try:
+        triton_processes.sweep_logs(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([other, path])
+        assert path.read_text() == "one\n"
+    finally:
+        keeper.kill()
+        keeper.communicate()
+    triton_processes.sweep_logs(tmp_path)
+    assert list(tmp_path.iterdir()) == [other]
+    assert left != path
+
+
 # Keeping
 
 
@@ -311,7 +331,7 @@ def kept(folder: Path, **changes: object) -> Iterator[tuple[subprocess.Popen[str
         http_port=port,
         server_id="the-id",
         log_path=str(folder / "log"),
-        delete_log=False,
+        leftovers=[],
         start_timeout_s=15.0,
         stop_grace_s=0.2,
     )
@@ -410,11 +430,14 @@ def test_server_that_is_not_ours_is_never_taken_for_ready(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_keeper_ends_in_order_on_signals(tmp_path: Path, number: signal.Signals) -> None:
-    with kept(tmp_path, delete_log=True) as (keeper, _):
+    lock = tmp_path / "lock"
+    lock.touch()
+    with kept(tmp_path, leftovers=[str(tmp_path / "log"), str(lock), str(tmp_path / "none")]) as (keeper, _):
         event(keeper, "ready")
         keeper.send_signal(number)
         assert keeper.wait(DEADLINE_S) == 0
     assert not (tmp_path / "log").exists()
+    assert not lock.exists()
 
 
 def test_long_log_is_moved_aside_under_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ class Spec:
     http_port: int
     server_id: str
     log_path: str
-    delete_log: bool
+    leftovers: list[str]
+    """Files to remove at the end."""
     start_timeout_s: float
     stop_grace_s: float
 
@@ -104,8 +105,8 @@ class Keeper:
                 self._pause(backoff_s)
         finally:
             self._end_server()
-            if self.spec.delete_log:
-                Path(self.spec.log_path).unlink(missing_ok=True)
+            for path in self.spec.leftovers:
+                Path(path).unlink(missing_ok=True)
         return 0
 
     def _take_signals(self) -> None:

@@ -6,8 +6,10 @@ Knows nothing of Triton. Standard library only, as the keeper runs without the r
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -39,6 +41,32 @@ def sweep_orphans() -> None:
             for pid in _users_of(path.name):
                 _kill(pid)
             path.unlink(missing_ok=True)
+
+
+def new_log(folder: Path) -> tuple[Path, int]:
+    """A log file among temporary ones, and a descriptor that appends to it: as long as somebody has that, the log is
+    not swept."""
+    new = folder / f"lipsync-new-log-{secrets.token_hex(8)}"
+    log = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    # Before it has its name: whoever sweeps shall not find it unlocked.
+    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path = folder / f"{REGION_PREFIX}{new.name.rpartition('-')[2]}.log"
+    new.rename(path)
+    return path, log
+
+
+def sweep_logs(folder: Path) -> None:
+    """Removes this user's logs that nobody has any more: their owner and their keeper were killed."""
+    for path in folder.glob(f"{REGION_PREFIX}*.log"):
+        with contextlib.suppress(OSError):
+            log = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(log).st_uid == os.getuid():
+                    path.unlink()
+                    path.with_name(path.name + ".1").unlink(missing_ok=True)
+            finally:
+                os.close(log)
 
 
 def process_start_time(pid: int) -> int | None:

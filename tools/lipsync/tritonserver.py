@@ -20,9 +20,10 @@ from pathlib import Path
 from types import TracebackType
 
 from compositor.errors import InvalidInput, LipsyncError, TritonUnavailable
+from compositor.residency.host_lock import HostLock
 from lipsync.triton_install import TritonHome, default_home, install, require_plain_path
 from lipsync.triton_keeper import Spec, log_tail
-from lipsync.triton_processes import end_session, region_prefix, sweep_regions
+from lipsync.triton_processes import end_session, new_log, region_prefix, sweep_logs, sweep_regions
 
 __all__ = ["EmbeddedTriton", "TritonHome", "default_home", "install"]
 
@@ -183,12 +184,7 @@ class EmbeddedTriton:
 
     def _launch(self, home: TritonHome) -> str | None:
         """Starts a keeper; None once the server is ready, else the end of the log of what was ended again."""
-        log_path, delete_log = self._log_path, False
-        if log_path is None:
-            descriptor, name = tempfile.mkstemp(prefix="lipsync-triton-", suffix=".log")
-            os.close(descriptor)
-            log_path, delete_log = Path(name), True
-        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_path, log, leftovers = self._open_log()
         server_id = f"lipsync-{uuid.uuid4().hex}"
         spec = Spec(
             command=self._command(home, server_id),
@@ -197,12 +193,12 @@ class EmbeddedTriton:
             http_port=self._ports["http_port"],
             server_id=server_id,
             log_path=str(log_path),
-            delete_log=delete_log,
+            leftovers=[str(path) for path in leftovers],
             start_timeout_s=self._start_timeout_s,
             stop_grace_s=STOP_GRACE_S,
         )
         self._note(_State())
-        with log_path.open("ab") as log:
+        try:
             # A session of its own: the terminal's Ctrl-C reaches this process only, which then ends the rest in order.
             # Without site-packages it starts in 20 ms and cannot be broken by the environment.
             keeper = subprocess.Popen(
@@ -212,9 +208,11 @@ class EmbeddedTriton:
                 stderr=log,
                 start_new_session=True,
             )
+        finally:
+            os.close(log)
         self._keeper = keeper
         self._prefix = region_prefix(keeper.pid)
-        self._reader = threading.Thread(target=self._follow, args=(keeper, log_path, delete_log), daemon=True)
+        self._reader = threading.Thread(target=self._follow, args=(keeper, log_path, leftovers), daemon=True)
         self._reader.start()
         try:
             assert keeper.stdin is not None
@@ -229,7 +227,20 @@ class EmbeddedTriton:
             self.stop()
         return self._state.failure
 
-    def _follow(self, keeper: subprocess.Popen[bytes], log_path: Path, delete_log: bool) -> None:
+    def _open_log(self) -> tuple[Path, int, list[Path]]:
+        """The log, a descriptor that appends to it, and the files that are nobody's once the server has gone."""
+        # What compositors of this host share as long as there is a server at this address.
+        lock = HostLock(self.grpc).path
+        leftovers = [lock, lock.with_suffix(".queue")]
+        if self._log_path is None:
+            folder = Path(tempfile.gettempdir())
+            sweep_logs(folder)
+            path, log = new_log(folder)
+            return path, log, [path, path.with_name(path.name + ".1"), *leftovers]
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        return self._log_path, os.open(self._log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666), leftovers
+
+    def _follow(self, keeper: subprocess.Popen[bytes], log_path: Path, leftovers: list[Path]) -> None:
         """Takes in the keeper's events until it ends, and cleans up where it could not."""
         assert keeper.stdout is not None
         was_ready = False
@@ -249,8 +260,8 @@ class EmbeddedTriton:
         # Does nothing after an orderly end; the keeper itself may have been killed, though.
         end_session(keeper.pid)
         sweep_regions(self._prefix)
-        if delete_log:
-            log_path.unlink(missing_ok=True)
+        for path in leftovers:
+            path.unlink(missing_ok=True)
         failure = tail if self._state.failure is None else self._state.failure
         self._note(replace(self._state, server_pid=None, failure=failure))
         if was_ready and self._keeper is keeper:

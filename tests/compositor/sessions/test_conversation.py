@@ -293,3 +293,35 @@ async def test_a_consumer_that_closes_leaves_nothing(compositor: FakeCompositor)
     await settle()
     assert not live.sessions
     assert asyncio.all_tasks() == before
+
+
+def endings(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """What the log says of sessions that have ended."""
+    lines = (getattr(record, "fields", {}) for record in caplog.records)
+    return [fields for fields in lines if "reason" in fields]
+
+
+async def test_the_log_sums_up_what_a_session_was(compositor: FakeCompositor, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    talk = Talk(compositor, Client(START, Audio(speech(1.0))))
+    talk.client.hang_up()
+    await talk.move(60)
+    (ending,) = endings(caplog)
+    most_late_s = ending.pop("most_late_s")
+    pictures = ending.pop("pictures")
+    assert isinstance(pictures, dict)
+    assert pictures["speaking"] == 25
+    ticks = sum(pictures.values())
+    assert most_late_s == 0
+    assert ending == {"tenant": "plain", "seconds": ticks / 25, "dropped": 0, "dropped_audio": 0, "reason": "OK"}
+
+
+async def test_the_log_says_why_a_session_ended(compositor: FakeCompositor, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    talk = Talk(compositor, Client(START, START))
+    assert isinstance(await talk.failure(), InvalidInput)
+    talk = Talk(compositor, Client(START))
+    await talk.move(3)
+    talk.consuming.cancel()
+    await asyncio.gather(talk.consuming, return_exceptions=True)
+    assert [ending["reason"] for ending in endings(caplog)] == ["INVALID_INPUT", "CANCELLED"]

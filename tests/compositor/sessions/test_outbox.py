@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from typing import Literal
 
 import pytest
@@ -178,3 +180,32 @@ async def test_what_is_missed_is_counted_at_once() -> None:
     text = metrics.exposition().decode()
     assert "lipsync_pictures_dropped_total 2.0" in text
     assert "lipsync_audio_dropped_total 2.0" in text
+
+
+async def test_a_picture_is_sent_when_the_next_is_asked_for_and_timed_since_it_came() -> None:
+    metrics = Metrics()
+    box = Outbox("plain", 100, metrics)
+
+    def sent() -> tuple[int, float]:
+        text = metrics.exposition().decode()
+        count, seconds = (
+            float(re.findall(rf'^lipsync_stage_seconds_{each}{{stage="send"}} (.*)$', text, re.MULTILINE)[0])
+            for each in ("count", "sum")
+        )
+        return int(count), seconds
+
+    box.put(picture(0))
+    begin_s = time.perf_counter()
+    box.put(picture(1))  # in the place of the first, which is sent to nobody
+    box.put(speech(1))
+    assert isinstance(await box.get(), Heard)
+    assert isinstance(await box.get(), Shown)
+    assert sent() == (0, 0)
+    asking = asyncio.create_task(box.get())
+    await settle()
+    count, seconds = sent()
+    assert count == 1
+    assert 0 < seconds <= time.perf_counter() - begin_s
+    box.close()
+    assert await asking is None
+    assert sent()[0] == 1

@@ -13,7 +13,7 @@ import typer
 from compositor.errors import SettingsInvalid, TritonUnavailable
 from compositor.logs import set_up_logging
 from compositor.manifest import tenant_names
-from compositor.settings import Settings, read_settings
+from compositor.settings import LoggingSettings, Settings, read_settings
 from compositor.workers import Listening
 from compositor.workers import serve as serve_compositor
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
@@ -52,7 +52,7 @@ def triton(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    set_up_logging("info")
+    set_up_logging(LoggingSettings())
     install(default_home(), err.print)
     with server:
         say(f"Triton is ready: gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}")
@@ -71,7 +71,7 @@ def serve(
 ) -> None:
     """Run the compositor alone, against a Triton that runs already."""
     settings = read_settings(config, options=_options(triton, repository, port, http_port, workers))
-    set_up_logging(settings.logging.level)
+    set_up_logging(settings.logging)
     asyncio.run(serve_compositor(settings, _announce))
 
 
@@ -86,10 +86,15 @@ def up(
     """Run the embedded Triton and the compositor together, until Ctrl-C."""
     settings = read_settings(config, options=_options(None, repository, port, http_port, workers))
     _find_repository(settings.model_repository)
-    set_up_logging(settings.logging.level)
+    set_up_logging(settings.logging)
     install(default_home(), err.print)
     with EmbeddedTriton(settings.model_repository, log_path=log) as server:
-        asyncio.run(_serve_with(server, settings.with_triton(server.grpc)))
+        try:
+            asyncio.run(_serve_with(server, settings.with_triton(server.grpc)))
+        finally:
+            # Triton ends within a second or two, and impatience would only spoil the exit status.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _find_repository(path: Path) -> None:

@@ -1,0 +1,132 @@
+"""The service as a process of its own: started, listened to, told to stop, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .waiting import until
+
+LONGEST_S = 60.0
+_GRPC = re.compile(r"listening on \S+:(\d+), Triton at")
+_HTTP = re.compile(r"the page is at http://\S+:(\d+)/")
+
+
+class Service:
+    """A running `python -m compositor`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines += iter(self.process.stderr.readline, "")
+
+    def wait(self) -> int:
+        """The exit status, once the process has ended and all it said was read."""
+        status = self.process.wait(LONGEST_S)
+        self._reader.join(LONGEST_S)
+        return status
+
+    def stop(self, *numbers: signal.Signals) -> int:
+        """Sends signals, and waits."""
+        for number in numbers or (signal.SIGTERM,):
+            self.process.send_signal(number)
+        return self.wait()
+
+    @property
+    def said(self) -> str:
+        return "".join(self.lines)
+
+    def says(self, words: str) -> None:
+        """Waits for words in what it says."""
+        until(lambda: words in self.said or self.process.poll() is not None, LONGEST_S)
+        assert words in self.said, self.said
+
+    @property
+    def port(self) -> int:
+        return self._announced(_GRPC)
+
+    @property
+    def http_port(self) -> int:
+        return self._announced(_HTTP)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def http_address(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
+    def _announced(self, pattern: re.Pattern[str]) -> int:
+        match = pattern.search(self.said)
+        assert match is not None, self.said
+        return int(match[1])
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def write_settings(folder: Path, repository: Path, triton: str, **sections: dict[str, Any]) -> Path:
+    """A settings file with free ports and these sections."""
+    values: dict[str, Any] = {"server": {"port": 0}, "http": {"port": 0}, "triton": {"endpoints": triton}}
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump({"model_repository": str(repository), **values}))
+    return path
+
+
+@contextlib.contextmanager
+def serving(settings: Path, *, wrapper: str = "", code: str = "", **environment: str) -> Iterator[Service]:
+    """The service, listening; killed at the end if it still runs.
+
+    wrapper: shell words before the command. code: Python that runs it in its own way.
+    """
+    command = [sys.executable, *(["-c", code] if code else ["-m", "compositor"]), str(settings)]
+    if wrapper:
+        command = ["sh", "-c", f'{wrapper} "$@"', "sh", *command]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    service = Service(process)
+    try:
+        service.says("the page is at" if "workers" not in settings.read_text() else "ready to serve")
+        yield service
+    finally:
+        service.close()
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that one started, and those that these started."""
+    found = set[int]()
+    waiting = [pid]
+    while waiting:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
+                children = {int(child) for child in (task / "children").read_text().split()}
+                found |= children
+                waiting += children
+    return found
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

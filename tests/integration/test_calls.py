@@ -1,0 +1,255 @@
+"""Every call, whichever way it comes: counted once by how it ended, named in its answer and in the service's log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import yaml
+from websockets.asyncio.client import connect as connect_websocket
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+
+from compositor.proto import lipsync_v1_pb2 as pb
+from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
+from lipsync.sentences import HELLO
+
+from ..conftest import Stack, connect
+from .waiting import until
+
+pytestmark = pytest.mark.triton
+
+ONE = np.zeros((1, 32, 16, 16), np.float32).tobytes()
+SPEECH = pb.Speech(data=HELLO.read_bytes(), encoding=pb.Speech.WAV)
+KEY = "a key that nobody may read"
+FORGED = "nobody\n{}\r\x1b[2J\u2028"
+
+
+@dataclass
+class Logged:
+    """A service of its own, in a process, and what it wrote."""
+
+    process: subprocess.Popen[str]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+
+    def read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.text.append(line)
+            self.lines.append(json.loads(line))
+
+    def port(self, words: str) -> int:
+        """The port that a line of the log names, once it is there."""
+        found: list[int] = []
+
+        def look() -> bool:
+            matches = (re.search(words, str(line["message"])) for line in list(self.lines))
+            found.extend(int(match[1]) for match in matches if match)
+            return bool(found)
+
+        until(look)
+        return found[0]
+
+    def of(self, **values: object) -> list[dict[str, Any]]:
+        """The lines that have all these."""
+        return [line for line in self.lines if line.items() >= values.items()]
+
+
+@pytest.fixture
+def logged(stack: Stack, tmp_path: Path) -> Iterator[Logged]:
+    (tmp_path / "key").write_text(KEY)
+    settings = {
+        "model_repository": str(stack.repository),
+        "server": {"port": 0},
+        "http": {"port": 0},
+        "triton": {"endpoints": stack.triton.grpc, "key_file": str(tmp_path / "key")},
+        "logging": {"level": "debug", "format": "json"},
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "compositor", str(tmp_path / "settings.yaml")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        logged = Logged(process)
+        reading = threading.Thread(target=logged.read)
+        reading.start()
+        try:
+            yield logged
+        finally:
+            process.kill()
+            reading.join()
+
+
+@dataclass
+class Counts:
+    """How many calls have ended since this was made, by method and status."""
+
+    address: str
+
+    def __post_init__(self) -> None:
+        self._before = self._now()
+
+    def _now(self) -> dict[tuple[str, str], float]:
+        text = httpx.get(f"http://{self.address}/metrics").text
+        found = re.findall(r'^lipsync_calls_total\{method="(.*)",status="(.*)"\} (.*)$', text, re.MULTILINE)
+        return {(method, status): float(value) for method, status, value in found}
+
+    def ended(self) -> dict[tuple[str, str], float]:
+        now = {key: value - self._before.get(key, 0) for key, value in self._now().items()}
+        return {key: value for key, value in now.items() if value and key[0] != "HTTP expose"}
+
+
+@pytest.fixture
+def counts(stack: Stack) -> Counts:
+    return Counts(stack.service.http_address)
+
+
+def named(call: grpc.Call | grpc.RpcError) -> str:
+    """The name that a call's trailing metadata gives it."""
+    return str(dict(call.trailing_metadata())["x-request-id"])
+
+
+def test_grpc_calls_are_counted_and_named(stub: pb_grpc.LipsyncStub, counts: Counts) -> None:
+    name = (("x-request-id", "mine/1"),)
+    wanted = pb.CompositeRequest(tenant="plain", start=0, features=ONE)
+    _, call = stub.Composite.with_call(wanted, metadata=name, timeout=60)
+    assert named(call) == "mine/1"
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Composite(pb.CompositeRequest(tenant="nobody", start=0, features=ONE), metadata=name, timeout=60)
+    assert named(refused.value) == "mine/1"
+    assert dict(refused.value.trailing_metadata()).keys() == {"x-request-id", "grpc-status-details-bin"}
+    answers = stub.Generate(pb.GenerateRequest(tenant="plain", speech=SPEECH), timeout=60)
+    assert len(list(answers)) > 10
+    assert re.fullmatch(r"[0-9a-f]{16}", named(answers))
+    answers = stub.Generate(pb.GenerateRequest(tenant="plain", speech=SPEECH), timeout=60)
+    next(answers)
+    answers.cancel()
+    start = pb.SpeakRequest(start=pb.SpeakRequest.Start(tenant="plain", flow=pb.SpeakRequest.PLAIN))
+    talk = stub.Speak(iter([start]), timeout=60)
+    assert next(talk).started.session
+    list(talk)
+    with pytest.raises(grpc.RpcError):
+        list(stub.Speak(iter([pb.SpeakRequest()]), timeout=60))
+    requests = queue.SimpleQueue[pb.SpeakRequest | None]()
+    requests.put(start)
+    with pytest.raises(grpc.RpcError):
+        list(stub.Speak(iter(requests.get, None), timeout=0.5))
+    requests.put(None)
+
+    expected = {
+        ("Composite", "OK"): 1,
+        ("Composite", "NOT_FOUND"): 1,
+        ("Generate", "OK"): 1,
+        ("Generate", "CANCELLED"): 1,
+        ("Speak", "OK"): 1,
+        ("Speak", "INVALID_ARGUMENT"): 1,
+        ("Speak", "DEADLINE_EXCEEDED"): 1,
+    }
+    until(lambda: counts.ended() == expected)
+
+
+def test_http_requests_are_counted_and_named(stack: Stack, counts: Counts) -> None:
+    with httpx.Client(base_url=f"http://{stack.service.http_address}", timeout=60) as http:
+        answers = [
+            http.get(path, headers={"x-request-id": f"n{number}"})
+            for number, path in enumerate(
+                ("/healthz", "/readyz", "/", "/nothing.js", "/v1/tenants/plain", "/v1/tenants/nobody", "/v1/nothing")
+            )
+        ]
+        assert [answer.headers["x-request-id"] for answer in answers] == [f"n{number}" for number in range(7)]
+        assert re.fullmatch(
+            r"[0-9a-f]{16}", http.get("/stats", headers={"x-request-id": "a b"}).headers["x-request-id"]
+        )
+        url = "/v1/tenants/plain/speak"
+        assert http.post(url, content=HELLO.read_bytes()).status_code == 200
+        assert http.post(url, content=b"no wav").status_code == 400
+        assert http.get(url).status_code == 405
+        with http.stream("POST", url, content=HELLO.read_bytes() * 1) as answer:
+            assert answer.status_code == 200
+    expected = {
+        ("HTTP alive", "OK"): 1,
+        ("HTTP ready", "OK"): 1,
+        ("HTTP page", "OK"): 1,
+        ("HTTP page", "NOT_FOUND"): 2,
+        ("HTTP tenant", "OK"): 1,
+        ("HTTP tenant", "NOT_FOUND"): 1,
+        ("HTTP stats", "OK"): 1,
+        ("HTTP speak", "OK"): 1,
+        ("HTTP speak", "INVALID_ARGUMENT"): 1,
+        ("HTTP speak", "UNIMPLEMENTED"): 1,
+        ("HTTP speak", "CANCELLED"): 1,
+    }
+    until(lambda: counts.ended() == expected)
+
+
+async def test_conversations_are_counted_and_named(stack: Stack, counts: Counts) -> None:
+    url = f"ws://{stack.service.http_address}/ws/plain"
+    headers = {"X-Request-Id": "mine"}
+    async with connect_websocket(url, compression=None, additional_headers=headers) as client:
+        assert client.response
+        assert client.response.headers["x-request-id"] == "mine"
+        await client.send('{"type": "start"}')
+        await client.recv()
+    async with connect_websocket(url, compression=None) as client:
+        await client.send("nonsense")
+        await client.wait_closed()
+    async with connect_websocket(url, compression=None) as client:
+        client.transport.abort()
+    with pytest.raises(InvalidStatus):
+        await connect_websocket(url, subprotocols=[Subprotocol("other")])
+    expected = {("WebSocket", "OK"): 1, ("WebSocket", "INVALID_ARGUMENT"): 2, ("WebSocket", "CANCELLED"): 1}
+    await asyncio.to_thread(until, lambda: counts.ended() == expected)
+
+
+def test_a_services_log_is_json_that_tells_of_calls_and_sessions_and_no_secret(logged: Logged) -> None:
+    port = logged.port(r"listening on .*:(\d+), Triton")
+    http_port = logged.port(r"page is at http://.*:(\d+)/")
+    until(lambda: bool(logged.of(message="ready to serve")))
+    for stub in connect(f"127.0.0.1:{port}"):
+        name = (("x-request-id", "composite-1"),)
+        stub.Composite(pb.CompositeRequest(tenant="plain", start=0, features=ONE), metadata=name, timeout=60)
+        forged = FORGED.format('{"level": "error", "message": "forged"}')
+        name = (("x-request-id", "forged-1"),)
+        with pytest.raises(grpc.RpcError):
+            stub.Composite(pb.CompositeRequest(tenant=forged, start=0, features=ONE), metadata=name, timeout=60)
+        start = pb.SpeakRequest.Start(tenant="plain", flow=pb.SpeakRequest.PLAIN, sample_rate=16_000)
+        said = pb.SpeakRequest.Audio(data=HELLO.read_bytes()[44:])
+        requests = [pb.SpeakRequest(start=start), pb.SpeakRequest(audio=said)]
+        events = list(stub.Speak(iter(requests), metadata=(("x-request-id", "speak-1"),), timeout=60))
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.post(f"http://127.0.0.1:{http_port}/v1/tenants/nobody/speak", headers={"x-request-id": "post-1"})
+    logged.process.send_signal(signal.SIGTERM)
+    assert logged.process.wait(60) == 0
+    until(lambda: bool(logged.of(message="stopped")))
+
+    session = events[0].started.session
+    begin, end = (line for line in logged.of(session=session, level="info") if line["logger"].endswith("live"))
+    assert begin.items() >= {"request": "speak-1", "tenant": "plain", "fps": 25, "picture": "frames"}.items()
+    assert end.items() >= {"request": "speak-1", "reason": "OK", "dropped_audio": 0}.items()
+    assert end["pictures"]["speaking"] > 10
+    assert 0 <= end["most_late_s"] < 10
+    assert end["seconds"] > 1
+    (failed,) = logged.of(request="forged-1")
+    assert failed.items() >= {"method": "Composite", "level": "info", "status": "INVALID_ARGUMENT"}.items()
+    (failed,) = logged.of(request="post-1")
+    assert failed.items() >= {"method": "HTTP speak", "status": "NOT_FOUND", "reason": "TENANT_NOT_FOUND"}.items()
+    assert any("draining" in line["message"] for line in logged.lines)
+    for line in logged.lines:
+        assert line.keys() >= {"time", "level", "logger", "message"}
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+    assert KEY not in "".join(logged.text)
+    assert not logged.of(message="forged")
