@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,7 +113,8 @@ class Site:
 
     async def _stats(self, request: Request) -> Response:
         held = describe(self._compositor.fleet.report(), self._metrics)
-        return JSONResponse({**self._live.stats(), **held}, headers={"Cache-Control": "no-store"})
+        own = {"process": os.getpid(), "workers": self._compositor.settings.server.workers}
+        return JSONResponse({**own, **self._live.stats(), **held}, headers={"Cache-Control": "no-store"})
 
     async def _tenants(self, request: Request) -> Response:
         names = await asyncio.to_thread(tenant_names, self._compositor.settings.model_repository)

@@ -26,6 +26,8 @@ def model(name: str, uses: int, **fields: Any) -> dict[str, Any]:
 
 
 STATS: dict[str, Any] = {
+    "process": 1,
+    "workers": 1,
     "sessions": [{"tenant": "anna"}, {"tenant": "berta"}, {"tenant": "anna"}],
     "endpoints": [
         {"endpoint": "a:1", "up": True, "room": True, "leases": 12, "counts": COUNTS, "devices": [DEVICE]},
@@ -111,7 +113,7 @@ def test_one_look_is_printed(service: Service, top: Top) -> None:
 
 
 def test_no_models_are_a_heading(service: Service, top: Top) -> None:
-    service.say({"sessions": [], "endpoints": [], "models": []})
+    service.say({**STATS, "sessions": [], "endpoints": [], "models": []})
     status, out, _ = top("--once", "--server", service.address)
     assert status == 0
     assert out.splitlines() == [

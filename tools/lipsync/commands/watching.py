@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,11 +11,10 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
-from lipsync.client import ServiceFailed
+from lipsync.service_stats import ServiceStats
 
 from .console import age, columns, out, size
 
-_PATIENCE_S = 5.0
 _HEADINGS = ("model", "triton", "state", "device", "uses", "uses/s", "last use", "leases", "memory")
 
 Uses = dict[tuple[str, str], int]
@@ -30,7 +27,8 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Look once and print, for scripts.")] = False,
 ) -> None:
     """Watch a compositor: its Tritons and their budgets, loads, evictions, sessions, and its models by use."""
-    stats = read_stats(server)
+    service = ServiceStats(server)
+    stats = service.read()
     if once:
         for line in lines(stats, time.time()):
             typer.echo(line)
@@ -39,29 +37,9 @@ def top(
         before, looked_s = _uses(stats), time.monotonic()
         while True:
             time.sleep(every)
-            stats, now_s = read_stats(server), time.monotonic()
+            stats, now_s = service.read(), time.monotonic()
             live.update(_screen(stats, before, now_s - looked_s), refresh=True)
             before, looked_s = _uses(stats), now_s
-
-
-def read_stats(server: str) -> dict[str, Any]:
-    """What `/stats` of a compositor says. Raises ServiceFailed."""
-    try:
-        connection = http.client.HTTPConnection(server, timeout=_PATIENCE_S)
-        try:
-            connection.request("GET", "/stats")
-            answer = connection.getresponse()
-            body = answer.read()
-        finally:
-            connection.close()
-        if answer.status != 200:
-            raise ValueError(f"it answers {answer.status}")
-        stats = json.loads(body)
-        if not (isinstance(stats, dict) and stats.keys() >= {"sessions", "endpoints", "models"}):
-            raise ValueError("its /stats are something else")
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ServiceFailed(f"{server}: no compositor's HTTP port ({error}); is it running? give --server") from error
-    return stats
 
 
 def lines(stats: dict[str, Any], now_s: float, before: Uses | None = None, passed_s: float = 0) -> Iterator[str]:

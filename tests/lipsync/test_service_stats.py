@@ -1,0 +1,92 @@
+"""Several workers' `/stats` as one service's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lipsync import service_stats
+from lipsync.service_stats import ServiceStats, Stats, merge
+
+
+def worker(process: int, workers: int = 2, **fields: Any) -> Stats:
+    return {"process": process, "workers": workers, "sessions": [], "endpoints": [], "models": [], **fields}
+
+
+def endpoint(**fields: Any) -> Stats:
+    values = {"endpoint": "a:1", "up": True, "room": False, "leases": 1, "counts": {"hits": 2}, "devices": []}
+    return {**values, **fields}
+
+
+def model(**fields: Any) -> Stats:
+    values = {"endpoint": "a:1", "name": "anna", "state": "ready", "device": "", "bytes": 0, "leases": 1}
+    return {**values, "uses": 4, "last_use_s": 7.0, "pinned": False, **fields}
+
+
+def test_what_each_does_is_added_up() -> None:
+    one = worker(1, sessions=[{"tenant": "anna"}], endpoints=[endpoint(counts={"hits": 2, "loads": 1})])
+    other = worker(
+        2, sessions=[{"tenant": "berta"}], endpoints=[endpoint(leases=3, room=True), endpoint(endpoint="b:1")]
+    )
+    both = merge([one, other])
+    assert both["sessions"] == [{"tenant": "anna"}, {"tenant": "berta"}]
+    assert both["endpoints"] == [
+        endpoint(leases=4, room=True, counts={"hits": 4, "loads": 1}),
+        endpoint(endpoint="b:1"),
+    ]
+
+
+def test_of_what_triton_holds_the_one_that_knows_more_counts() -> None:
+    less = model(state="absent", uses=3, bytes=5, leases=0)
+    more = model(device="default", last_use_s=9.0, leases=2)
+    (both,) = merge([worker(1, models=[less]), worker(2, models=[more])])["models"]
+    assert both == model(state="ready", device="default", uses=4, last_use_s=9.0, bytes=5, leases=2)
+    device = {"device": "default", "models": 3, "bytes": 50}
+    late = {"device": "default", "models": 2, "bytes": 40}
+    ends = [endpoint(devices=[each]) for each in (device, late)]
+    assert merge([worker(1, endpoints=ends[:1]), worker(2, endpoints=ends[1:])])["endpoints"][0]["devices"] == [device]
+
+
+def test_one_worker_is_as_it_says() -> None:
+    models = [model(), model(name="berta", uses=0)]
+    assert merge([worker(1, endpoints=[endpoint()], models=models)]) == {
+        "sessions": [],
+        "endpoints": [endpoint()],
+        "models": models,
+    }
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[Stats]:
+    """What the next connections get; the last answer again and again."""
+    left: list[Stats] = []
+    monkeypatch.setattr(service_stats, "read_stats", lambda _: left.pop(0) if len(left) > 1 else left[0])
+    return left
+
+
+def tenants(stats: Stats) -> list[str]:
+    return sorted(session["tenant"] for session in stats["sessions"])
+
+
+def test_it_asks_until_all_workers_answered(answers: list[Stats]) -> None:
+    one, other = worker(1, sessions=[{"tenant": "anna"}]), worker(2, sessions=[{"tenant": "berta"}])
+    answers += [one, one, one, other, worker(3)]
+    assert tenants(ServiceStats("here:1").read()) == ["anna", "berta"]
+    assert answers == [worker(3)], "and no longer"
+
+
+def test_who_was_not_met_is_as_it_was_and_who_was_replaced_is_forgotten(
+    answers: list[Stats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    one, other = worker(1, sessions=[{"tenant": "anna"}]), worker(2, sessions=[{"tenant": "berta"}])
+    service = ServiceStats("here:1")
+    answers += [one, other, one]
+    assert tenants(service.read()) == ["anna", "berta"]
+    assert tenants(service.read()) == ["anna", "berta"], "only one was met"
+    now_s = 100.0
+    assert tenants(service.read()) == ["anna"], "and for long"
+    answers[:] = [one, worker(3, sessions=[{"tenant": "carla"}])]
+    assert tenants(service.read()) == ["anna", "carla"]
