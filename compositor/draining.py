@@ -54,7 +54,7 @@ class Draining:
             log.info("stopping; new calls are still taken for %g s", self._settings.drain_delay_s)
             await self._wait(self._settings.drain_delay_s)
         log.info("draining, at most %g s: %s", self._settings.drain_s, self._left() or "nothing is under way")
-        # What is refused from now on ends the calls that were accepted only when told to.
+        # Nothing new is taken from here on; what was taken goes on until it is stopped below.
         refusing = asyncio.create_task(self._rpc.stop(_UNLIMITED_S))
         sessions = asyncio.create_task(self._end_sessions())
         ending = asyncio.create_task(_all(sessions, self._admission.idle(), self._web.drain()))
@@ -71,7 +71,10 @@ class Draining:
             self._over.set()
             for task in (ending, timing, sessions):
                 task.cancel()
-            await asyncio.gather(ending, timing, sessions, return_exceptions=True)
+            for fault in await asyncio.gather(ending, timing, return_exceptions=True):
+                if isinstance(fault, Exception):
+                    log.error("what was under way did not end in order", exc_info=fault)
+            await asyncio.gather(sessions, return_exceptions=True)
             # Answers that are written already are taken, and streams that have no end, of health say, come to theirs.
             await asyncio.gather(self._web.cut(), self._rpc.stop(FAREWELL_S), refusing)
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -23,7 +22,7 @@ from . import server
 from .disk import reserve
 from .errors import LipsyncError, SettingsInvalid
 from .logs import set_up_logging
-from .metrics import SHARED_VARIABLE, Metrics, forget_process
+from .metrics import SHARED_VARIABLE, Metrics, forget_worker
 from .scratch import scratch_folder, sweep
 from .settings import Settings
 from .signals import Signals
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _MODULE = "compositor.workers"
 _METRICS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
-"""The files that Prometheus's library maps for each process, by what they begin with."""
+"""The files that Prometheus's library maps for each worker, by what they begin with."""
 _METRICS_BYTES = 256 << 10
 """Twice what they need: their growth would not be reserved."""
 _PAUSE_S = 1.0
@@ -196,7 +195,7 @@ class _Worker:
                 await process.wait()
             finally:
                 hurrying.cancel()
-        forget_process(process.pid, self._metrics)
+        forget_worker(self._number, self._metrics)
 
     async def _pass_on(self, process: Process) -> None:
         """Tells a process that is ending to hurry, once somebody says so."""
@@ -215,8 +214,9 @@ async def _work(settings: Settings, folder: Path, number: int) -> None:
         signals.stop.set()
 
     loop.add_reader(sys.stdin.fileno(), part)
-    for kind in _METRICS:
-        reserve(folder / f"{kind}_{os.getpid()}.db", _METRICS_BYTES)
+    for path in (folder / f"{kind}_{number}.db" for kind in _METRICS):
+        if not path.exists():  # of a worker that was in this place before
+            reserve(path, _METRICS_BYTES)
     metrics = Metrics(folder, number)
     async with server.running(settings, share_ports=True, metrics=metrics, hurry=signals.hurry):
         sys.stdout.write("ready\n")

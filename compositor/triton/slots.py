@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MOST_REGIONS = 3
 """Regions that Triton may have mapped for us at once; beyond, mouths come as tensors until Triton is restarted."""
+AGAIN_S = 30.0
+"""How long after memory could not be had it is asked for again."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Slots:
         self._permits = asyncio.Semaphore(count)
         self._mapping = asyncio.Lock()
         self._region: Region | None = None
+        self._not_before_s = 0.0
         self.mapped: list[Region] = []
         """The regions that Triton has mapped for us, as far as is known."""
 
@@ -89,9 +93,10 @@ class Slots:
     async def _with_memory(self) -> Lease:
         async with self._mapping:
             # A holder of a permit finds no slot only where some are in doubt.
-            if not self._tensors_only and (self._region is None or not self._region.free):
+            wanted = self._region is None or not self._region.free
+            if wanted and not self._tensors_only and time.monotonic() >= self._not_before_s:
                 await self._map()
-            if self._tensors_only or self._region is None:
+            if self._tensors_only or self._region is None or not self._region.free:
                 return Lease(None)
             return Lease(self._region, self._region.free.pop())
 
@@ -103,7 +108,9 @@ class Slots:
         try:
             region = Region(self._count, self._slot_bytes)
         except OSError as error:
-            self._give_up(error.strerror or str(error))
+            # It may be full, or missing for good: both are seen soon enough.
+            log.warning("no shared memory (%s): mouths come as tensors for %g s", error.strerror, AGAIN_S)
+            self._not_before_s = time.monotonic() + AGAIN_S
             return
         registered = False
         try:

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from compositor import workers
 from compositor.errors import LipsyncError, SettingsInvalid
-from compositor.metrics import SHARED_VARIABLE, Metrics, forget_process
+from compositor.metrics import SHARED_VARIABLE, forget_worker
 from compositor.settings import Settings
 
 LONGEST_S = 30.0
@@ -147,20 +147,39 @@ async def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Sign
 
 
 COUNTING = (
-    "import os, pathlib, sys; from compositor.metrics import Metrics; metrics = Metrics(pathlib.Path(sys.argv[1])); "
-    "metrics.interrupts.inc(2); metrics.sessions.set(3); metrics.pictures.labels('late').inc(); print(os.getpid())"
+    "import pathlib, sys; from compositor.metrics import Metrics;"
+    "metrics = Metrics(pathlib.Path(sys.argv[1]), int(sys.argv[2]));"
+    "metrics.interrupts.inc(2); metrics.sessions.set(3); metrics.pictures.labels('late').inc();"
+    "metrics.observe_stage('blend', 1)"
+)
+SHOWING = (
+    "import pathlib, sys; from compositor.metrics import Metrics;"
+    "print(Metrics(pathlib.Path(sys.argv[1]), 9).exposition().decode())"
 )
 
 
 def test_numbers_are_those_of_all_processes(tmp_path: Path) -> None:
-    environment = {**os.environ, SHARED_VARIABLE: str(tmp_path)}
-    command = [sys.executable, "-c", COUNTING, str(tmp_path)]
-    pids = [int(subprocess.run(command, env=environment, check=True, capture_output=True).stdout) for _ in range(2)]
-    text = Metrics(tmp_path).exposition().decode()
+    def run(program: str, *arguments: str) -> str:
+        command = [sys.executable, "-c", program, str(tmp_path), *arguments]
+        environment = {**os.environ, SHARED_VARIABLE: str(tmp_path)}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    for worker in ("1", "2"):
+        run(COUNTING, worker)
+    text = run(SHOWING)
     assert "lipsync_interrupts_total 4.0" in text
     assert 'lipsync_pictures_total{kind="late"} 2.0' in text
     assert "lipsync_sessions 6.0" in text
-    forget_process(pids[0], tmp_path)
-    text = Metrics(tmp_path).exposition().decode()
+    forget_worker(1, tmp_path)
+    text = run(SHOWING)
     assert "lipsync_interrupts_total 4.0" in text
     assert "lipsync_sessions 3.0" in text
+
+    # The next one in its place counts on, in the same files.
+    files = set(tmp_path.iterdir())
+    run(COUNTING, "1")
+    text = run(SHOWING)
+    assert "lipsync_interrupts_total 6.0" in text
+    assert 'lipsync_stage_seconds_sum{stage="blend"} 3.0' in text
+    assert "lipsync_sessions 6.0" in text
+    assert {path.name for path in set(tmp_path.iterdir()) - files} == {"gauge_livesum_1.db"}

@@ -1,23 +1,38 @@
-"""The service as a process of its own: started, listened to, told to stop, and what it leaves."""
+"""The service as a process of its own: started, called, told to stop, and what it starts itself."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import httpx
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from compositor.pcm import read_wav
+from compositor.proto import lipsync_v1_pb2 as pb
+from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
+from lipsync.sentences import HELLO
 
 from .waiting import until
 
 LONGEST_S = 60.0
+WAV = HELLO.read_bytes()
+SAMPLES, RATE = read_wav(WAV)
+FRAMES = round(len(SAMPLES) / RATE * 25)
+SPEECH = WAV[44:]
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _GRPC = re.compile(r"listening on \S+:(\d+), Triton at")
 _HTTP = re.compile(r"the page is at http://\S+:(\d+)/")
 
@@ -130,3 +145,46 @@ def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+@contextlib.contextmanager
+def client(service: Service) -> Iterator[tuple[grpc.Channel, pb_grpc.LipsyncStub]]:
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(service.address, options=options) as channel:
+        yield channel, pb_grpc.LipsyncStub(channel)  # type: ignore[no-untyped-call]
+
+
+def generate(stub: pb_grpc.LipsyncStub, tenant: str = "avatar", wav: bytes = WAV) -> Any:
+    speech = pb.Speech(data=wav, encoding=pb.Speech.WAV)
+    return stub.Generate(pb.GenerateRequest(tenant=tenant, speech=speech), timeout=60)
+
+
+def watch(channel: grpc.Channel) -> Any:
+    """The stream of the service's health, once it is SERVING."""
+    states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+    assert any(state.status == SERVING for state in states)
+    return states
+
+
+def ready(service: Service) -> None:
+    until(lambda: httpx.get(f"http://{service.http_address}/readyz").status_code == 200)
+
+
+def code_of(call: Any) -> str:
+    """The status with which a stream ends."""
+    try:
+        for _ in call:
+            pass
+    except grpc.RpcError as error:
+        found: Any = error
+        return str(found.code().name)
+    return "OK"
+
+
+def wav_of(samples: bytes) -> bytes:
+    """PCM16 at the rate of the sentence as a WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, RATE, 0, "NONE", ""))
+        writer.writeframes(samples)
+    return file.getvalue()

@@ -289,11 +289,14 @@ def test_sweep_ends_stubs_that_outlived_their_keeper(tmp_path: Path, monkeypatch
     monkeypatch.setattr(triton_processes, "SHM", tmp_path)
     region = f"lipsync-triton-{triton_processes._pid_namespace()}-{2**22 + 1}-5-a"
     (tmp_path / region).touch()
-    stub = subprocess.Popen([sys.executable, "-c", "input()", region], stdin=subprocess.PIPE)
-    triton_processes.sweep_orphans()
-    assert stub.wait(DEADLINE_S) == -signal.SIGKILL
-    assert stub.stdin is not None
-    stub.stdin.close()
+    code = "print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code, region], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stub:
+        assert stub.stdout is not None
+        # Its arguments are not there yet when Popen returns: the kernel sets them after it has closed the pipe by which
+        # Popen knows that the program runs.
+        stub.stdout.readline()
+        triton_processes.sweep_orphans()
+        assert stub.wait(DEADLINE_S) == -signal.SIGKILL
 
 
 def test_logs_are_swept_once_nobody_has_them(tmp_path: Path) -> None:

@@ -255,10 +255,11 @@ def _open(repository: Path, tenant: str) -> Tenant | Finding:
 
 def check_files(settings: Settings) -> Iterator[Finding]:
     """That the process may open as many files as it may have connections."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The service raises the soft limit to the hard one.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = settings.http.max_connections + settings.server.max_calls + 256
-    found = f"{soft} may be open at once"
-    if soft != resource.RLIM_INFINITY and soft < needed:
+    found = f"{most} may be open at once"
+    if most != resource.RLIM_INFINITY and most < needed:
         advice = f"`ulimit -n {needed}` (LimitNOFILE, --ulimit nofile), or lower http.max_connections"
         yield Finding("open files", State.WRONG, f"{found}, and {needed} are needed", advice)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, cast
@@ -13,16 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 from compositor.call import Call, Stages
-from compositor.errors import Overloaded, TenantNotFound
+from compositor.errors import Overloaded, Stopping, TenantNotFound
 from compositor.metrics import Metrics
 from compositor.pipeline import Compositor
 from compositor.rendering import Rendered
-from compositor.sessions.events import PlaybackFinished, Shown, Start
+from compositor.sessions.conversation import converse
+from compositor.sessions.events import Command, Heard, PlaybackFinished, SegmentEnd, Shown, Start
 from compositor.sessions.live import Live
 from compositor.settings import Settings
 from compositor.tenant import Tenant
 
-from .stage import RATE, InPlace, SimulatedClock, drain, speech
+from .stage import RATE, InPlace, SimulatedClock, drain, settle, speech
 
 PLANES = np.full((3, 328, 328), 200, np.uint8)
 
@@ -255,3 +256,67 @@ async def test_sessions_are_counted(repository: Path) -> None:
     assert "lipsync_sessions 1.0" in text
     assert "lipsync_sessions_opened_total 2.0" in text
     await live.end(sessions[1])
+
+
+async def test_the_stop_ends_each_session_once_it_is_silent(compositor: FakeCompositor) -> None:
+    """One is idle, one speaks to its end, and one goes on until it is told that time is over."""
+    clock, over = SimulatedClock(), asyncio.Event()
+    live = live_of(compositor, clock)
+    idle, speaking, endless = [await live.begin(Start("plain", flow="plain")) for _ in range(3)]
+    speaking.push(speech(1.0))
+    speaking.end_segment()
+    endless.push(speech(10.0))
+    await clock.move(0.2)
+    heard = {session: drain(session.outbox) for session in (speaking, endless)}
+    draining = asyncio.create_task(live.drain(over))
+    await settle()
+    assert [session.error is None for session in (idle, speaking, endless)] == [False, True, True]
+    with pytest.raises(Stopping):
+        await live.begin(Start("plain"))
+    for _ in range(40):
+        await clock.move(0.04)
+        for session in heard:
+            heard[session] += drain(session.outbox)
+    assert [session.error is None for session in (idle, speaking, endless)] == [False, False, True]
+    over.set()
+    await settle()
+    heard[endless] += drain(endless.outbox)
+    for session in (idle, speaking, endless):
+        assert isinstance(session.error, Stopping)
+        assert await session.outbox.get() is None or session is idle
+    for session, (samples, interrupted) in {speaking: (RATE, False), endless: (None, True)}.items():
+        (finished,) = (event for event in heard[session] if isinstance(event, PlaybackFinished))
+        sound = sum(len(event.data) for event in heard[session] if isinstance(event, Heard)) // 2
+        assert finished.position == sound == (samples or sound)
+        assert finished.interrupted == interrupted
+    assert not draining.done(), "who listens has not left yet"
+    for session in (idle, speaking, endless):
+        await live.end(session)
+    await draining
+
+
+async def test_the_stop_does_not_wait_for_sessions_that_leave(compositor: FakeCompositor) -> None:
+    clock, over = SimulatedClock(), asyncio.Event()
+    live = live_of(compositor, clock)
+    session = await live.begin(Start("plain"))
+    session.push(speech(10.0))
+    draining = asyncio.create_task(live.drain(over))
+    await settle()
+    assert not draining.done()
+    await live.end(session)
+    await draining
+
+
+async def test_who_never_started_is_told_of_the_stop(compositor: FakeCompositor) -> None:
+    live = live_of(compositor)
+
+    async def silence() -> AsyncIterator[Command]:
+        await asyncio.Event().wait()
+        yield SegmentEnd()
+
+    events = converse(live, silence())
+    waiting = asyncio.ensure_future(anext(events))
+    await settle()
+    await live.drain(asyncio.Event())
+    with pytest.raises(Stopping):
+        await waiting

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 
 import pytest
 
@@ -92,6 +94,28 @@ async def test_where_it_cannot_be_mapped_tensors_have_to_do(slots: Slots, regist
         assert lease.region is None
         slots.release(lease)
     assert len(registry.regions) == 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_memory_that_is_full_is_asked_for_again_after_a_while(
+    slots: Slots, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, again: bool
+) -> None:
+    if again:
+        monkeypatch.setattr("compositor.triton.slots.AGAIN_S", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", full)
+        for _ in range(3):
+            lease = await slots.lease(soon())
+            assert lease.region is None
+            slots.release(lease)
+    words = f"no shared memory (No space left on device): mouths come as tensors for {0 if again else 30} s"
+    assert caplog.messages == [words] * (3 if again else 1)
+    assert ((await slots.lease(soon())).region is not None) == again
+    assert len(registry.regions) == again
+
+
+def full(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def test_a_registration_that_fails_costs_no_leave(slots: Slots, registry: Registry) -> None:
