@@ -71,41 +71,16 @@ async def running(
     allow_open_files()
     disk = Disk(scratch_home())
     sweep()
-    cores = len(os.sched_getaffinity(0))
-    threads = settings.server.threads or max(1, cores // settings.server.workers)
     async with contextlib.AsyncExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="render"))
         metrics = metrics or Metrics()
-        fleet = _fleet(settings, metrics)
-        stack.push_async_callback(fleet.close)
-        tracer = open_tracer(settings.tracing)
-        stack.push_async_callback(asyncio.to_thread, tracer.close)
-        compositor = Compositor(settings, fleet, pool, metrics.observe_stage)
-        live = Live(compositor, settings, metrics)
-        admission = Admission(settings.server.max_calls)
-        ledger = Ledger(metrics, tracer)
-        service = LipsyncService(compositor, live, admission, ledger)
-        server = _server(settings, service, share_ports)
-        servicer = health_aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-
-        async def publish(serving: bool) -> None:
-            state = health_pb2.HealthCheckResponse
-            for name in ("", SERVICE):
-                await servicer.set(name, state.SERVING if serving else state.NOT_SERVING)
-
-        async def find_fault() -> LipsyncError | None:
-            if not await fleet.ready():
-                return TritonUnavailable("Triton does not answer", retry_after_s=1)
-            return disk.fault
-
-        health = Health(find_fault, publish)
-        site = Site(compositor, live, metrics, health, admission, ledger)
-        await publish(False)
+        parts = _assemble(stack, settings, metrics)
+        server = _server(settings, parts.service, share_ports)
+        health = await _health(server, parts.fleet, disk)
+        site = Site(parts.compositor, parts.live, metrics, health, parts.admission, parts.ledger)
         listening = stack.enter_context(bind(settings.http, share_ports))
         port = _bind(server, settings)
         await server.start()
-        watching = [asyncio.create_task(work) for work in (fleet.watch(), disk.watch(), health.watch())]
+        watching = [asyncio.create_task(work) for work in (parts.fleet.watch(), disk.watch(), health.watch())]
         async with serving(site.app, listening, settings.http) as web:
             draining = Draining(
                 settings.server,
@@ -113,16 +88,15 @@ async def running(
                 health,
                 server,
                 web,
-                admission,
-                live,
-                service.calls,
-                service.live_calls,
+                parts.admission,
+                parts.live,
+                parts.service.calls,
+                parts.service.live_calls,
                 site.conversations,
             )
             http_port: int = listening.getsockname()[1]
-            log.info(
-                "listening on %s:%d, Triton at %s", settings.server.host, port, ", ".join(settings.triton.endpoints)
-            )
+            tritons = ", ".join(settings.triton.endpoints)
+            log.info("listening on %s:%d, Triton at %s", settings.server.host, port, tritons)
             log.info("the page is at http://%s:%d/", settings.http.host, http_port)
             try:
                 yield Running(port, http_port, health)
@@ -134,6 +108,53 @@ async def running(
                         task.cancel()
                     await asyncio.gather(*watching, return_exceptions=True)
     log.info("stopped")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What every transport shares."""
+
+    fleet: Fleet
+    compositor: Compositor
+    live: Live
+    admission: Admission
+    ledger: Ledger
+    service: LipsyncService
+
+
+def _assemble(stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics) -> _Parts:
+    """The parts, closed with the stack."""
+    cores = len(os.sched_getaffinity(0))
+    threads = settings.server.threads or max(1, cores // settings.server.workers)
+    pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="render"))
+    fleet = _fleet(settings, metrics)
+    stack.push_async_callback(fleet.close)
+    tracer = open_tracer(settings.tracing)
+    stack.push_async_callback(asyncio.to_thread, tracer.close)
+    compositor = Compositor(settings, fleet, pool, metrics.observe_stage)
+    live = Live(compositor, settings, metrics)
+    admission = Admission(settings.server.max_calls)
+    ledger = Ledger(metrics, tracer)
+    return _Parts(fleet, compositor, live, admission, ledger, LipsyncService(compositor, live, admission, ledger))
+
+
+async def _health(server: grpc.aio.Server, fleet: Fleet, disk: Disk) -> Health:
+    """The service's health, which gRPC's health service tells, too."""
+    servicer = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+
+    async def publish(serving: bool) -> None:
+        state = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE):
+            await servicer.set(name, state.SERVING if serving else state.NOT_SERVING)
+
+    async def find_fault() -> LipsyncError | None:
+        if not await fleet.ready():
+            return TritonUnavailable("Triton does not answer", retry_after_s=1)
+        return disk.fault
+
+    await publish(False)
+    return Health(find_fault, publish)
 
 
 def check(settings: Settings) -> None:

@@ -81,7 +81,7 @@ def test_a_wrong_setting_stops_the_start(text: str, words: str, tmp_path: Path) 
 
 def words_of(variable: str) -> str:
     """Of a setting in the environment, what a file says that sets it."""
-    return variable.rpartition("__")[2].lower() + ":" if "__" in variable else variable.lower()
+    return variable.lower().replace("__", ": {")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
