@@ -132,7 +132,7 @@ class ResidencySettings(Section):
         None,
         ge=0,
         le=100,
-        description="Places kept free, so that a tenant's load need not wait for another's end; null: a tenth of all.",
+        description="Places kept free at most, as long as loads wait for another's end; null: a tenth of all.",
     )
     policy: Literal["lfu", "lru"] = Field(
         "lfu", description="Who leaves first: the least often used of late, or the one whose last use is longest ago."

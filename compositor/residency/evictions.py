@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..logs import fields
 from ..settings import ResidencySettings
 from .budget import Budget, Holding
+from .headroom import Headroom
 from .holdings import Holdings, Model
 from .host_lock import Note
 from .models import Device, Observer, State
@@ -33,9 +34,8 @@ class Evictions:
         self._devices = [device.name for device in devices]
         self._usage = Usage(settings.half_life_s)
         self._pinned = frozenset(settings.pinned)
-        wanted = max(1, settings.max_models // 10) if settings.headroom is None else settings.headroom
-        self.headroom = min(wanted, settings.max_models - 1)
-        """Places that are to be free on each device."""
+        most = max(1, settings.max_models // 10) if settings.headroom is None else settings.headroom
+        self.headroom = Headroom(min(most, settings.max_models - 1))
 
     def now_s(self) -> float:
         """Seconds since 1970."""
@@ -62,18 +62,20 @@ class Evictions:
         order = self._usage.first_to_leave(self._settings.policy, last_s, now_s)
         return [self._holdings.holding(name) for name in order]
 
-    def surplus(self) -> list[str]:
-        """Who leaves though nobody waits for room: the idle, the removed, and as many as the headroom takes."""
+    def surplus(self) -> tuple[list[str], list[str]]:
+        """Who leaves though nobody waits for room: the idle and the removed; and as many as the headroom takes."""
         candidates, budget, now_s = self.candidates(), self.budget(), self.now_s()
         idle = [each for each in candidates if self._is_done_with(each.model, now_s)]
         for each in idle:
             budget.leave(each)
         rest = [each for each in candidates if each not in idle]
-        return [each.model for each in idle] + leave_early(self.headroom, budget, rest)
+        return [each.model for each in idle], leave_early(self.headroom.places, budget, rest)
 
-    async def evict(self, names: Sequence[str]) -> list[Model]:
-        """Tells the server to unload these; none of them can be leased from now on."""
-        models, now_s = [self._holdings.model(name) for name in names], self.now_s()
+    async def evict(self, names: Sequence[str], ahead: Sequence[str] = ()) -> list[Model]:
+        """Tells the server to unload these; none of them can be leased from now on. ahead: these, too, for whoever
+        comes next."""
+        models, now_s = [self._holdings.model(name) for name in (*names, *ahead)], self.now_s()
+        self.headroom.left(ahead, now_s)
         for model in models:
             age_s = max(0.0, now_s - self._holdings.since_s(model.name))
             about = fields(model=model.name, triton=self._holdings.endpoint, age_s=age_s)

@@ -56,7 +56,7 @@ class Model:
     """Who waits for `arrival`."""
     arrival: asyncio.Future[None] | None = None
     asked_s: float = 0.0
-    """When the load was asked for, by the monotonic clock."""
+    """When the load was asked for, by the event loop's clock."""
     after: Model | None = None
     """Its load ran out of memory; the next one begins when this one is gone."""
     unwanted: bool = False

@@ -55,8 +55,8 @@ class Loads:
     def ask(self, model: Model) -> asyncio.Future[None]:
         """Done when the model is loaded; its error says why it is not."""
         if model.arrival is None:
-            model.arrival = asyncio.get_running_loop().create_future()
-            model.asked_s = time.monotonic()
+            loop = asyncio.get_running_loop()
+            model.arrival, model.asked_s = loop.create_future(), loop.time()
             self._holdings.refresh(model.name)
             self._queue.append(model)
             if model.state is State.DRAINING:
@@ -114,8 +114,8 @@ class Loads:
     def _plan(self) -> Plan:
         wishes = [self._wish(model) for model in self._queue]
         most = self._settings.concurrent_loads - len(self._tasks)
-        evictions = self._evictions
-        return make_plan(wishes, evictions.budget(), evictions.candidates(), self._placement, most, evictions.headroom)
+        budget, candidates = self._evictions.budget(), self._evictions.candidates()
+        return make_plan(wishes, budget, candidates, self._placement, most, self._evictions.headroom.places)
 
     def _wish(self, model: Model) -> Wish:
         facts, leaving = self._holdings.facts(model.name), model.state is State.UNLOADING
@@ -127,9 +127,12 @@ class Loads:
     async def _carry_out(self, plan: Plan) -> None:
         for name in plan.refusals:
             self._settle(self._holdings.model(name), self._refusal(name))
+        self._evictions.headroom.waits(plan.waits)
         for name, device in plan.grants.items():
+            if not self._holdings.has(name):
+                self._evictions.headroom.loads(name, self._evictions.now_s())
             self._begin(self._holdings.model(name), self._devices[device])
-        await self._evictions.evict(plan.evictions)
+        await self._evictions.evict(plan.evictions, plan.ahead)
 
     def _refusal(self, name: str) -> Overloaded:
         size_mb = self._holdings.facts(name).bytes / MB
@@ -171,7 +174,7 @@ class Loads:
         self._changed.set()
 
     async def _load(self, model: Model, device: Device) -> None:
-        begin_s = time.monotonic()
+        begin_s = asyncio.get_running_loop().time()
         try:
             await self._install(model, device)
             await self._warm(model)
@@ -236,11 +239,11 @@ class Loads:
             log.warning("%s is loaded and does not answer: %s", model.name, error.message)
 
     async def _loaded(self, model: Model, begin_s: float) -> None:
-        now_s, waited_s = time.monotonic(), begin_s - model.asked_s
-        about = fields(model=model.name, triton=self._server.endpoint, load_s=now_s - begin_s, waited_s=waited_s)
+        load_s, waited_s = asyncio.get_running_loop().time() - begin_s, begin_s - model.asked_s
+        about = fields(model=model.name, triton=self._server.endpoint, load_s=load_s, waited_s=waited_s)
         words = "%s loaded in %.3f s after %.3f s in the queue"
-        log.info(words, model.name, now_s - begin_s, waited_s, extra=about)
-        self._observe.loaded(now_s - begin_s, waited_s)
+        log.info(words, model.name, load_s, waited_s, extra=about)
+        self._observe.loaded(load_s, waited_s)
         model.failure, model.loaded_s = None, self._evictions.now_s()
         self._holdings.became(model, State.READY)
         self._settle(model, None)

@@ -36,6 +36,10 @@ class Plan:
     """Models to unload."""
     refusals: list[str] = field(default_factory=list)
     """Models for which there is no room, and none under way."""
+    ahead: list[str] = field(default_factory=list)
+    """Models to unload for whoever comes next."""
+    waits: list[str] = field(default_factory=list)
+    """Models that have a place as soon as it is free."""
 
 
 class DeviceOrder:
@@ -86,11 +90,12 @@ def make_plan(
             if device is None:
                 plan.refusals.append(model)
                 continue
+            plan.waits.append(model)
         elif not wish.blocked and loads > len(plan.grants):
             plan.grants[model] = device
             placement.took(device)
         budget.add(_on(wish.holding, device))
-    plan.evictions += leave_early(headroom, budget, left)
+    plan.ahead += leave_early(headroom, budget, left)
     if any(budget.leaving.values()):
         # Once that is gone, there may be room; it may also be for somebody further back that it leaves.
         plan.refusals.clear()
@@ -98,17 +103,31 @@ def make_plan(
 
 
 def leave_early(places: int, budget: Budget, candidates: Sequence[Holding]) -> list[str]:
-    """Who leaves so that each device has so many places of mean size free."""
-    evictions: list[str] = []
+    """Who leaves so that each device has so many places of mean size free; where that cannot be, so that it keeps to
+    its budget."""
+    left, evictions = list(candidates), list[str]()
     for device in budget.now:
-        wish = Holding("", device, 0, counted=True)
-        for candidate in candidates:
-            if budget.fits_soon(wish, device, places=places):
-                break
-            if candidate.device in (device, None) and candidate.model not in evictions:
-                evictions.append(candidate.model)
-                budget.leave(candidate)
+        mine = [each for each in left if each.device in (device, None)]
+        leaving, enough = _first_who_make(places, budget, mine, device)
+        if not enough:
+            leaving, _ = _first_who_make(0, budget, mine, device)
+        for each in leaving:
+            left.remove(each)
+            budget.leave(each)
+            evictions.append(each.model)
     return evictions
+
+
+def _first_who_make(
+    places: int, budget: Budget, candidates: Sequence[Holding], device: str
+) -> tuple[list[Holding], bool]:
+    """As many of the candidates as must leave for so many places on a device, and whether that is enough."""
+    wish, leaving = Holding("", device, 0, counted=True), list[Holding]()
+    for candidate in candidates:
+        if budget.fits_soon(wish, device, leaving, places):
+            break
+        leaving.append(candidate)
+    return leaving, budget.fits_soon(wish, device, leaving, places)
 
 
 def _make_room(

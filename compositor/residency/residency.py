@@ -105,7 +105,7 @@ class Residency:
     def __contains__(self, name: object) -> bool:
         """Whether the model is loaded, and its requests need not wait."""
         model = self._holdings.models.get(str(name))
-        return model is not None and model.state in (State.READY, State.DRAINING)
+        return model is not None and (model.state is State.READY or self._is_kept(model))
 
     def lease(self, name: str, deadline: Deadline) -> Lease:
         """`async with` it: enters when the model is loaded, and raises what `ensure` raises."""
@@ -223,10 +223,13 @@ class Residency:
             self._holdings.let_go(model)
 
     def _usable(self, model: Model) -> bool:
-        if model.state is State.DRAINING and self._facts(model.name).stamp == model.stamp is not None:
-            # Whoever dropped it did not know that it is wanted, and its files are the same.
+        if self._is_kept(model):
             self._holdings.became(model, State.READY)
         return model.state is State.READY
+
+    def _is_kept(self, model: Model) -> bool:
+        """Whether it stays, if it is wanted: whoever dropped it did not know that, and its files are the same."""
+        return model.state is State.DRAINING and self._facts(model.name).stamp == model.stamp is not None
 
     def _check(self, model: Model) -> None:
         """Raises what is known to stand in the way."""
@@ -293,10 +296,10 @@ class Residency:
         self._holdings.forgive(time.monotonic())
         self._observe.leased(self._leases)
         await self._evictions.survey()
-        if self._evictions.surplus():
+        if any(self._evictions.surplus()):
             async with self._lock.held():
                 await self._evictions.survey(self._lock.notes)
-                await self._evictions.evict(self._evictions.surplus())
+                await self._evictions.evict(*self._evictions.surplus())
         self._evictions.tell()
 
     def _report(self, name: str) -> ModelReport:

@@ -67,6 +67,7 @@ PURE = [
     "residency.models",
     "residency.usage",
     "residency.budget",
+    "residency.headroom",
     "residency.plan",
     "pcm",
     "audio",

@@ -42,10 +42,14 @@ def test_of_what_triton_holds_the_one_that_knows_more_counts() -> None:
     more = model(device="default", last_use_s=9.0, leases=2)
     (both,) = merge([worker(1, models=[less]), worker(2, models=[more])])["models"]
     assert both == model(state="ready", device="default", uses=4, last_use_s=9.0, bytes=5, leases=2)
-    device = {"device": "default", "models": 3, "bytes": 50}
-    late = {"device": "default", "models": 2, "bytes": 40}
-    ends = [endpoint(devices=[each]) for each in (device, late)]
-    assert merge([worker(1, endpoints=ends[:1]), worker(2, endpoints=ends[1:])])["endpoints"][0]["devices"] == [device]
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("size", [0, 50])
+def test_of_devices_the_one_with_more_counts(first: int, last: int, size: int) -> None:
+    ends = [endpoint(devices=[{"device": "default", "models": each, "bytes": size}]) for each in (first, last)]
+    (both,) = merge([worker(1, endpoints=ends[:1]), worker(2, endpoints=ends[1:])])["endpoints"]
+    assert both["devices"] == [{"device": "default", "models": 2, "bytes": size}]
 
 
 def test_one_worker_is_as_it_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -39,7 +40,9 @@ class ServiceStats:
         for _ in range(_TRIES * stats["workers"] - 1):
             if len(met) >= stats["workers"]:
                 break
-            self._read_one(now_s, met)
+            # The service answers; one of its workers may just come or go.
+            with contextlib.suppress(ServiceFailed):
+                self._read_one(now_s, met)
         complete = len(met) >= stats["workers"]
         self._seen = {
             process: (seen_s, stats)
@@ -100,7 +103,8 @@ def _one_endpoint(same: list[Stats]) -> Stats:
         counts.update(each["counts"])
     devices: dict[str, Stats] = {}
     for device in (device for each in same for device in each["devices"]):
-        if device["bytes"] >= devices.get(device["device"], device)["bytes"]:
+        known = devices.setdefault(device["device"], device)
+        if (device["models"], device["bytes"]) > (known["models"], known["bytes"]):
             devices[device["device"]] = device
     return {
         "endpoint": same[0]["endpoint"],
