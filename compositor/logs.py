@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Coroutine, Mapping
 from contextvars import Context, ContextVar
 from datetime import datetime, timezone
@@ -23,10 +24,17 @@ _ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=MappingProxyType
 
 
 def set_up_logging(settings: LoggingSettings) -> None:
-    """Log lines on stderr, in the format wanted."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Json() if settings.format == "json" else Text())
-    logging.basicConfig(level=settings.level.upper(), handlers=[handler])
+    """Log lines on stderr, in the format wanted; Python's warnings among them."""
+    lines = Lines()
+    lines.setFormatter(Json() if settings.format == "json" else Text())
+    logging.basicConfig(level=settings.level.upper(), handlers=[lines])
+    logging.captureWarnings(True)
+
+
+def enter(**ids: str) -> None:
+    """A call begins: what this task and those that it starts log from now on carries these ids alone. It may have
+    inherited others, for a connection's next call is begun by the task of the one before."""
+    _ids.set(ids)
 
 
 def identify(**ids: str) -> None:
@@ -57,6 +65,20 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
+class Lines(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.10 has no other
+    """Lines on stderr. One that cannot be formatted becomes one that says so: the library would write a traceback, in
+    the midst of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            return super().format(record)
+        except Exception as error:
+            words = "a line of the log cannot be formatted (%s): %r"
+            said = (type(error).__name__, record.msg)
+            fault = logging.LogRecord(record.name, logging.ERROR, record.pathname, record.lineno, words, said, None)
+            return super().format(fault)
+
+
 class Text(logging.Formatter):
     """Time, level, module, message, ids. The lines of a traceback follow, indented."""
 
@@ -85,4 +107,15 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(_plain(line), allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    """What JSON has words for, as it is; the rest as text, NaN and infinity, too."""
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value)

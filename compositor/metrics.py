@@ -17,6 +17,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
     multiprocess,
+    values,
 )
 from prometheus_client.registry import Collector
 
@@ -27,9 +28,10 @@ SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 STAGES = ("features", "gather", "load", "queue", "inference", "pool", "blend", "encode", "send")
 _TINY_S = (0.0001, 0.00025, 0.0005)
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
-_LONG_S = (2.5, 5, 10)
+_LONG_S = (2.5, 5, 10, 20, 40)
 _DELAY_S = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10)
 _LOAD_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 40, 80)
+_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 50)
 _AGE_S = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480, 40960, 81920)
 
 
@@ -44,95 +46,96 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         if folder is not None:
             _Processes.add(folder, worker)
-        self.calls = Counter(
+            # Its files are named after the worker, not the process: restarts would leave ever more to be read.
+            values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+        self._count_calls()
+        self._count_sessions()
+        self._time_stages()
+        self._count_models()
+        self.observers: dict[str, ModelMetrics] = {}
+        """Who counts what happens to the models of a Triton, by its address."""
+
+    def _count_calls(self) -> None:
+        self.calls = self._counter(
             "lipsync_calls",
             "Calls that have ended, by what was called and the status told to the caller: of google.rpc.Code; "
             "CANCELLED where the caller left.",
             ["method", "status"],
-            registry=self.registry,
         )
-        self.sessions = Gauge("lipsync_sessions", "Live sessions.", registry=self.registry, multiprocess_mode="livesum")
-        self.sessions_opened = Counter(
-            "lipsync_sessions_opened", "Live sessions that were opened.", registry=self.registry
-        )
-        self.pictures = Counter(
+
+    def _count_sessions(self) -> None:
+        self.sessions = self._gauge("lipsync_sessions", "Live sessions.", [], "livesum")
+        self.sessions_opened = self._counter("lipsync_sessions_opened", "Live sessions that were opened.")
+        self.pictures = self._counter(
             "lipsync_pictures",
             "Pictures whose time came in live sessions: speaking, idle, fade (the mouth comes to rest), late (a mouth "
             "that was not ready; the speech went on without it).",
             ["kind"],
-            registry=self.registry,
         )
-        self.dropped = Counter("lipsync_pictures_dropped", "Pictures that slow viewers missed.", registry=self.registry)
-        self.dropped_audio = Counter(
-            "lipsync_audio_dropped", "Pieces of speech that slow viewers missed.", registry=self.registry
-        )
-        self.interrupts = Counter("lipsync_interrupts", "Interruptions of live sessions.", registry=self.registry)
-        self.failures = Counter(
-            "lipsync_segments_failed", "Segments of speech that failed.", ["reason"], registry=self.registry
-        )
-        self.lateness_s = Histogram(
+        self.dropped = self._counter("lipsync_pictures_dropped", "Pictures that slow viewers missed.")
+        self.dropped_audio = self._counter("lipsync_audio_dropped", "Pieces of speech that slow viewers missed.")
+        self.interrupts = self._counter("lipsync_interrupts", "Interruptions of live sessions.")
+        self.failures = self._counter("lipsync_segments_failed", "Segments of speech that failed.", ["reason"])
+        self.lateness_s = self._histogram(
             "lipsync_lateness_seconds",
             "How long after its time a live picture was handed to its viewer's queue.",
-            buckets=_SHORT_S,
-            registry=self.registry,
+            _SHORT_S,
         )
-        self.first_picture_s = Histogram(
+        self.first_picture_s = self._histogram(
             "lipsync_first_picture_seconds",
             "From a segment's first speech to its first picture, the lookahead included.",
-            buckets=_DELAY_S,
-            registry=self.registry,
-        )
-        stages = Histogram(
-            "lipsync_stage_seconds",
-            "features (mel columns, the encoder's embeddings), load, inference: what a request waits for them. queue: "
-            "what it waits for one of triton.slots first; features and inference have it in them. gather: what speech "
-            "or a frame of a live session waits for others', to be one request. pool: what predicted mouths wait for a "
-            "thread. blend, encode: of a frame. send: from a frame's being ready, or due, until its client's "
-            "connection took it.",
-            ["stage"],
-            buckets=(*_TINY_S, *_SHORT_S, *_LONG_S),
-            registry=self.registry,
-        )
-        self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self.batch = Histogram(
-            "lipsync_batch_frames",
-            "Frames of live sessions in one request to Triton.",
-            buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 50),
-            registry=self.registry,
+            _DELAY_S,
         )
 
-        self.observers: dict[str, ModelMetrics] = {}
-        """Who counts what happens to the models of a Triton, by its address."""
-        self.up = self._gauge("lipsync_triton_up", "Whether a Triton answers: 1 or 0.", ["triton"], "livemin")
-        self.hits = self._counter("lipsync_model_hits", "Requests whose model was loaded.")
-        self.misses = self._counter("lipsync_model_misses", "Requests that had to wait for their model.")
-        self.load_s = self._histogram("lipsync_model_load_seconds", "Loads that succeeded.", _LOAD_S)
+    def _time_stages(self) -> None:
+        stages = self._histogram(
+            "lipsync_stage_seconds",
+            "features (mel columns, the encoder's embeddings), inference: what a request waits for them. load: for a "
+            "model that is not loaded. queue: what it waits for one of triton.slots first; features and inference have "
+            "it in them. gather: what speech or a frame of a live session waits for others', to be one request. pool: "
+            "what predicted mouths wait for a thread. blend, encode: of a frame. send: from a frame's being ready, or "
+            "due, until its client's connection took it.",
+            (*_TINY_S, *_SHORT_S, *_LONG_S),
+            ["stage"],
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self.batch = self._histogram(
+            "lipsync_batch_frames", "Frames of live sessions in one request to Triton.", _BATCHES
+        )
+
+    def _count_models(self) -> None:
+        triton, places = ["triton"], ["triton", "device"]
+        self.up = self._gauge("lipsync_triton_up", "Whether a Triton answers: 1 or 0.", triton, "livemin")
+        self.hits = self._counter("lipsync_model_hits", "Requests whose model was loaded.", triton)
+        self.misses = self._counter("lipsync_model_misses", "Requests that had to wait for their model.", triton)
+        self.load_s = self._histogram("lipsync_model_load_seconds", "Loads that succeeded.", _LOAD_S, triton)
         self.load_wait_s = self._histogram(
             "lipsync_model_load_wait_seconds",
             "What these loads waited first: for others, and for room.",
             _LOAD_S,
+            triton,
         )
-        self.failed_loads = self._counter("lipsync_model_loads_failed", "Loads that failed.")
+        self.failed_loads = self._counter("lipsync_model_loads_failed", "Loads that failed.", triton)
         self.eviction_age_s = self._histogram(
             "lipsync_model_eviction_age_seconds",
             "Time from load to unload, to make room or for being idle.",
             _AGE_S,
+            triton,
         )
         self.lost_races = self._counter(
-            "lipsync_model_lost_races", "Models loaded from here that another compositor unloaded."
+            "lipsync_model_lost_races", "Models loaded from here that another compositor unloaded.", triton
         )
-        self.leases = self._gauge("lipsync_model_leases", "Requests under way.", ["triton"], "livesum")
-        places = ["triton", "device"]
+        self.leases = self._gauge("lipsync_model_leases", "Requests under way.", triton, "livesum")
         self.models = self._gauge("lipsync_models", "Tenants' models that take room.", places, "livemax")
         self.most_models = self._gauge("lipsync_models_limit", "Most tenants' models.", places, "livemax")
         self.model_bytes = self._gauge("lipsync_model_bytes", "Memory of all models, as measured.", places, "livemax")
         self.most_bytes = self._gauge("lipsync_model_bytes_limit", "Most of it; 0: no limit.", places, "livemax")
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, ["triton"], registry=self.registry)
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(name, text, ["triton"], buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str, labels: Sequence[str], mode: Mode) -> Gauge:
         """mode: what processes that share a service say together."""
@@ -231,7 +234,11 @@ class _Processes(Collector):
     @staticmethod
     def add(folder: Path, worker: int) -> None:
         """This process is that worker, in the place of any that was it before."""
-        (folder / f"worker-{worker}.pid").write_text(str(os.getpid()))
+        path = folder / f"worker-{worker}.pid"
+        written = path.with_suffix(".new")
+        written.write_text(str(os.getpid()))
+        # At once: the others may be reading it.
+        written.replace(path)
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
@@ -244,6 +251,7 @@ class _Processes(Collector):
         return families.values()
 
 
-def forget_process(pid: int, folder: Path) -> None:
-    """A process that shared its numbers is gone: what it counted stays, what it measured of itself goes."""
-    multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+def forget_worker(worker: int, folder: Path) -> None:
+    """A process that shared its numbers is gone: what it counted stays, and the one in its place counts on; what it
+    measured of itself goes."""
+    multiprocess.mark_process_dead(worker, str(folder))  # type: ignore[no-untyped-call]

@@ -312,18 +312,21 @@ class Compositor:
     async def _resident(
         self, model: str, call: Call, deadline: Deadline, stage: str, request: Callable[[Triton], Awaitable[Answer]]
     ) -> Answer:
-        """A request to a model, which may have to be loaded first.
-
-        The request's time counts for `stage`, the wait for the load for its own.
-        """
+        """A request to a model, which may have to be loaded first. Its time counts for `stage`."""
 
         async def ask(triton: Triton) -> Answer:
             with self._measure(call, stage):
                 return await request(triton)
 
+        return await self._serve(model, call, deadline, ask)
+
+    async def _serve(
+        self, model: str, call: Call, deadline: Deadline, request: Callable[[Triton], Awaitable[Answer]]
+    ) -> Answer:
+        """A request to a model; the wait for its load, if it is not there, counts for the stage `load`."""
         loading = partial(self._measure, call, "load")
         try:
-            return await self.fleet.serve(model, deadline, ask, loading, call.tenant.name)
+            return await self.fleet.serve(model, deadline, request, loading, call.tenant.name)
         except TenantBroken as error:
             if model == call.tenant.manifest.encoder:
                 raise EncoderMissing(f"the audio encoder {model!r} does not load: {error.message}") from error
@@ -332,7 +335,7 @@ class Compositor:
     async def load(self, call: Call) -> None:
         """Returns when the tenant's model and its audio encoder are loaded."""
         for model in (call.tenant.manifest.encoder, call.tenant.name):
-            await self._resident(model, call, self._step_deadline(call), "load", _nothing)
+            await self._serve(model, call, self._step_deadline(call), _nothing)
 
     def in_pool(self, work: Callable[..., Answer], *arguments: object) -> asyncio.Future[Answer]:
         """Work that takes the CPU, off the event loop."""

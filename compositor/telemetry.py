@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc import exporter as library
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import PROCESS_PID, SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from .settings import TracingSettings
+
+log = logging.getLogger(__name__)
 
 _EXPORT_S = 3
 """A collector that takes longer loses the spans: a service that stops waits no longer either."""
@@ -29,8 +34,8 @@ class Telemetry:
             resource=Resource.create({SERVICE_NAME: settings.service_name, PROCESS_PID: os.getpid()}),
             shutdown_on_exit=False,
         )
-        exporter = OTLPSpanExporter(settings.endpoint, timeout=_EXPORT_S)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self.exporter = _Exporter(settings.endpoint)
+        self._provider.add_span_processor(BatchSpanProcessor(self.exporter))
         self._tracer = self._provider.get_tracer("triton-lipsync")
 
     def begin(self, name: str, headers: Mapping[str, str]) -> _Span | None:
@@ -39,7 +44,36 @@ class Telemetry:
         return _Span(self._tracer, span) if span.is_recording() else None
 
     def close(self) -> None:
-        self._provider.shutdown()
+        # The library waits so long for each batch of a full queue.
+        late = threading.Timer(_EXPORT_S, self.exporter.shutdown)
+        late.start()
+        try:
+            self._provider.shutdown()
+        finally:
+            late.cancel()
+            late.join()
+            library.logger.removeFilter(self.exporter.is_news)
+
+
+class _Exporter(OTLPSpanExporter):
+    """Says once that the collector takes nothing, and once that it does again; the library says so at every attempt."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint, timeout=_EXPORT_S)
+        self._lost = False
+        library.logger.addFilter(self.is_news)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = super().export(spans)
+        lost = result is not SpanExportResult.SUCCESS
+        if self._lost and not lost:
+            log.info("the collector takes spans again")
+        self._lost = lost
+        return result
+
+    def is_news(self, record: logging.LogRecord) -> bool:
+        """Which lines of the library's are let through."""
+        return record.levelno >= logging.ERROR and not self._lost
 
 
 class _Span:

@@ -100,25 +100,35 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
 def _reserved(host: str, port: int, setting: str) -> Iterator[int]:
     """A port that nobody else listens on, or a free one for 0, and that only those who share it may bind meanwhile."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
-            # Bound and not listening, a socket gets no connections.
-            shared = socket.socket(family, kind, protocol)
-            port = alone.getsockname()[1]
-        with shared:
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            shared.bind((address[0], port, *address[2:]))
-            yield port
+        shared = _reserve(host, port)
     except OSError as error:
         raise SettingsInvalid(
             f"{setting}: {host}:{port} cannot be bound ({error.strerror}); is another service on it? choose another, "
             "or 0 for a free one",
             field=setting,
         ) from error
+    with shared:
+        reserved: int = shared.getsockname()[1]
+        yield reserved
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """A socket that shares the port. Bound and not listening, it gets no connections."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        alone.bind(address)
+        port = alone.getsockname()[1]
+    shared = socket.socket(family, kind, protocol)
+    try:
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind((address[0], port, *address[2:]))
+    except OSError:
+        shared.close()
+        raise
+    return shared
 
 
 async def _all_ready(workers: list[_Worker], tasks: list[asyncio.Task[None]]) -> None:

@@ -44,13 +44,13 @@ def attributes(span: Span) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def collecting() -> Iterator[Collector]:
-    """A collector on a free port."""
+def collecting(port: int = 0) -> Iterator[Collector]:
+    """A collector on that port, or a free one."""
     collector = Collector()
     with ThreadPoolExecutor(1) as pool:
         server = grpc.server(pool)
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-        collector.port = server.add_insecure_port("127.0.0.1:0")
+        collector.port = server.add_insecure_port(f"127.0.0.1:{port}")
         server.start()
         try:
             yield collector

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from ..call import Stages
-from ..errors import LipsyncError, Status
+from ..errors import LipsyncError, Status, Stopping
 from ..health import Health
 from ..manifest import SCANS, tenant_names
 from ..metrics import Metrics
@@ -207,6 +207,10 @@ class _Entered:
             scope.setdefault("state", {})["entry"] = entry
             try:
                 await self._app(scope, receive, answer)
+            except asyncio.CancelledError:
+                # Nobody else cuts off requests; an answer that has not begun is told so, too.
+                entry.fail(Stopping("the service stops"))
+                raise
             finally:
                 entry.rename(_method_of(scope))
             if not whole and entry.status == OK:

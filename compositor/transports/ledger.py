@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from ..errors import LipsyncError, Status, Stopping
-from ..logs import fields, identify
+from ..logs import enter, fields, identify
 from ..metrics import Metrics
 from ..tracing import Span, Tracer, Untraced
 
@@ -105,14 +105,14 @@ class Ledger:
         request = headers.get(REQUEST_ID, "")
         if not _WELL_FORMED.fullmatch(request):
             request = secrets.token_hex(8)
-        identify(request=request)
+        enter(request=request)
         entry = Entry(method, request, self._tracer.begin(method, headers) if told else None, self._sent)
         try:
             yield entry
         except LipsyncError as error:
             entry.fail(error)
             raise
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             if entry.status == OK:
                 entry.status = CANCELLED
             raise

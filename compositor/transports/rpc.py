@@ -24,7 +24,7 @@ from ..tenant import Tenant
 from .admission import Admission, check_fps, check_speech
 from .ledger import Entry, Ledger
 from .speak import Calls, output_of
-from .status import Context, reporting
+from .status import Context, reporting, write
 from .stopping import Stoppable
 
 
@@ -54,9 +54,7 @@ class LipsyncService(pb_grpc.LipsyncServicer):
             )
         raise AssertionError("unreachable")
 
-    async def Generate(  # noqa: N802
-        self, request: pb.GenerateRequest, context: Context
-    ) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         """Speech in, its frames as a stream, then one summary."""
         begin = time.perf_counter()
         async with reporting(context, self._ledger, "Generate") as entry, self.calls.told(), self._admission.counted():
@@ -70,10 +68,10 @@ class LipsyncService(pb_grpc.LipsyncServicer):
                 async for frame in frames:
                     count += 1
                     entry.sending()
-                    yield pb.GenerateResponse(frame=_frame(frame, call.tenant))
+                    await write(context, pb.GenerateResponse(frame=_frame(frame, call.tenant)))
                     entry.sent()
             summary = pb.Summary(frames=count, fps=fps, stages=_stages(call.stages, begin))
-            yield pb.GenerateResponse(summary=summary)
+            await write(context, pb.GenerateResponse(summary=summary))
 
     async def Speak(self, request_iterator: AsyncIterator[pb.SpeakRequest], context: Context) -> None:  # noqa: N802
         """A live session."""

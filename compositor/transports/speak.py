@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any, Literal, TypeAlias
@@ -32,10 +33,12 @@ from ..sessions.events import (
 from ..sessions.live import Live
 from ..tracing import Span
 from .ledger import Ledger
-from .status import Context, reporting
+from .status import Context, reporting, write
 from .stopping import Stoppable
 
 _Reply: TypeAlias = pb.SpeakResponse
+_GONE_S = 0.05
+"""How much later than the end of a call's requests gRPC may tell that the client is gone."""
 
 
 class Calls:
@@ -49,6 +52,8 @@ class Calls:
         """One call, to its end. A client that vanishes, or whose deadline passes, cancels it."""
         async with reporting(context, self._ledger, "Speak") as entry, self._stoppable.told():
             await _talk(self._live, requests, context, entry.span)
+            # Who seems to have said all may be gone: this is cancelled then.
+            await asyncio.sleep(_GONE_S)
 
     def stop(self) -> None:
         """Ends every call with UNAVAILABLE, and refuses new ones: live sessions would outlast any patience."""
@@ -56,11 +61,10 @@ class Calls:
 
 
 async def _talk(live: Live, requests: AsyncIterable[pb.SpeakRequest], context: Context, span: Span | None) -> None:
-    # Written, not yielded: a call that is cancelled while a response waits for the client is cancelled in here.
     said = commands(requests)
     async with contextlib.aclosing(said), contextlib.aclosing(converse(live, said, span)) as events:
         async for event in events:
-            await context.write(response_of(event))
+            await write(context, response_of(event))
 
 
 def output_of(output: pb.Output) -> Output:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 DOMAIN = "lipsync"
 Context: TypeAlias = Any
 """A grpc.aio.ServicerContext: grpcio ships no types."""
+_EARLY_S, _EARLY = 0.1, 0.01
+"""A client whose deadline passes hangs up itself, before it passes here: by so much, and this part of the time that it
+gave, which gRPC rounds up on its way."""
 
 
 def status_of(error: LipsyncError) -> status_pb2.Status:
@@ -54,16 +58,18 @@ async def _abort(context: Context, error: LipsyncError) -> NoReturn:
 @contextlib.asynccontextmanager
 async def reporting(context: Context, ledger: Ledger, method: str) -> AsyncIterator[Entry]:
     """One call. Ends it with the status of whatever goes wrong inside; what nobody foresaw is logged, not sent."""
+    given_s = context.time_remaining()
     try:
         with ledger.entry(method, _headers(context)) as entry:
             context.set_trailing_metadata(((REQUEST_ID, entry.request),))
             try:
                 yield entry
-            finally:
-                _notice_end(context, entry)
+            except asyncio.CancelledError:
+                entry.status = _why_cancelled(given_s, context.time_remaining())
+                raise
     except LipsyncError as error:
         await _abort(context, error)
-    except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+    except (grpc.aio.AbortError, asyncio.CancelledError):
         raise
     except Exception:
         log.exception("a call failed in a way that nobody foresaw")
@@ -75,10 +81,17 @@ def _headers(context: Context) -> dict[str, str]:
     return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
-def _notice_end(context: Context, entry: Entry) -> None:
-    """gRPC cancels a call whose deadline has passed as it does one whose client has left; and its requests may end
-    before that, as if the client had said all."""
-    if context.time_remaining() == 0:
-        entry.status = Status.DEADLINE_EXCEEDED.value
-    elif context.cancelled():
-        entry.status = CANCELLED
+def _why_cancelled(given_s: float | None, left_s: float | None) -> str:
+    """gRPC cancels a call whose deadline has passed as it does one whose client has left."""
+    if given_s is None or left_s is None or left_s > _EARLY_S + _EARLY * given_s:
+        return CANCELLED
+    return Status.DEADLINE_EXCEEDED.value
+
+
+async def write(context: Context, message: Message) -> None:
+    """Sends a message of a stream. Raises CancelledError where the client is gone."""
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        # Its write fails a little before gRPC cancels the call.
+        raise asyncio.CancelledError from None

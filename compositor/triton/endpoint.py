@@ -76,6 +76,7 @@ class Endpoint:
         """Looks in a row without a sign of life."""
         self._pause_s = _PAUSE_S[0]
         self._up_since_s = time.monotonic()
+        self._down_since_s = 0.0
         self._waking: asyncio.Future[None] | None = None
 
     def failed(self, falls: int) -> None:
@@ -83,6 +84,10 @@ class Endpoint:
         if falls == self.falls and self.up:
             self._fall("it cannot be reached")
             self._wake()
+
+    def down_for_s(self) -> float:
+        """How long ago it went down; of use only while it is."""
+        return time.monotonic() - self._down_since_s
 
     async def watch(self) -> None:
         """Pings until it is cancelled."""
@@ -152,7 +157,8 @@ class Endpoint:
             return
         self.up = False
         self.falls += 1
-        if time.monotonic() - self._up_since_s > _STEADY_S:
+        self._down_since_s = time.monotonic()
+        if self._down_since_s - self._up_since_s > _STEADY_S:
             self._pause_s = _PAUSE_S[0]
         log.warning("Triton at %s is down: %s", self.name, reason)
 

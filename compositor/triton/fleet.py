@@ -64,13 +64,14 @@ class _Search:
         """When it ends, once a server could not be reached."""
 
     def endpoint(self) -> Endpoint | None:
-        """The next to ask; None: no server is up. Raises Overloaded where none has room."""
+        """The next to ask; None: none is up but those without room. Raises Overloaded where it is of no use to wait for
+        another, which is so once every other has been down for `restart_wait_s`."""
         find = self._placement.find
         endpoint = find(self._tenant, self._model, [*self._full, *self._silent])
         if endpoint is None and self._silent:
             self._silent.clear()
             endpoint = find(self._tenant, self._model, self._full)
-        if endpoint is None and self._reason is not None:
+        if endpoint is None and self._reason and not self._placement.may_return(self._full, self._restart_wait_s):
             raise self._reason
         return endpoint
 
@@ -83,7 +84,7 @@ class _Search:
         self._reason = reason
 
     def is_unavailable(self, endpoint: Endpoint | None, falls: int, error: TritonUnavailable) -> None:
-        """Raises the error where waiting and asking others does not help any more.
+        """Raises the error, or that there was no room elsewhere, where waiting and asking others does not help any more.
 
         falls: how often the server had been down when it was asked.
         """
@@ -99,18 +100,19 @@ class _Search:
         if self._end_s is None:
             self._end_s = min(now_s + self._restart_wait_s, self._deadline.at_s)
         if self._end_s - now_s <= _BACK_OFF_S and (restarted or not self._placement.has_others(self._tried)):
-            raise error
+            raise self._reason or error
 
 
 class Fleet:
     """The Triton servers that the compositor asks."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], settings: Settings) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], settings: Settings, facts: Callable[[str], Facts]) -> None:
+        """facts: what the files say of a model."""
         self._endpoints = tuple(endpoints)
         self._restart_wait_s = settings.triton.restart_wait_s
         self._placement = Placement(self._endpoints, settings.triton.slots)
         self._homecoming = Homecoming(
-            self._placement, settings.triton.load_timeout_s, settings.residency.min_resident_s
+            self._placement, settings.triton.load_timeout_s, settings.residency.min_resident_s, facts
         )
 
     async def serve(
@@ -127,12 +129,10 @@ class Fleet:
         longer under way when this returns or raises. tenant: on whose behalf it is, where the model's name does not
         say it: an audio encoder is asked, and loaded, where those are who need it. Raises what the request and a load
         raise, Overloaded where no server has room, and TritonUnavailable where none could be reached for
-        `triton.restart_wait_s`; while there is another to ask, that time does not count.
+        `triton.restart_wait_s`; while there is another to ask, that time does not count. A server that went down less
+        than that ago is waited for, too, where all others are full.
         """
-        own = tenant_of(model)
-        if tenant and own != tenant:
-            self._homecoming.encoders.add(model)
-        search = _Search(self._placement, self._restart_wait_s, tenant or own, model, deadline)
+        search = _Search(self._placement, self._restart_wait_s, tenant or tenant_of(model), model, deadline)
         while True:
             endpoint = search.endpoint()
             falls = endpoint.falls if endpoint else 0
@@ -243,4 +243,4 @@ def open_fleet(
         residency = Residency(triton, own, facts, devices, observe(name), settings.triton.placement)
         return Endpoint(triton, residency, partial(told, name))
 
-    return Fleet([endpoint(name) for name in dict.fromkeys(settings.triton.endpoints)], settings)
+    return Fleet([endpoint(name) for name in dict.fromkeys(settings.triton.endpoints)], settings, facts)

@@ -61,6 +61,11 @@ class Placement:
         """Whether there is a server to ask besides those."""
         return any(endpoint.up and endpoint not in tried for endpoint in self._endpoints.values())
 
+    def may_return(self, full: Collection[Endpoint], wait_s: float) -> bool:
+        """Whether a server besides those went down less than `wait_s` ago."""
+        others = (endpoint for endpoint in self._endpoints.values() if endpoint not in full)
+        return any(not endpoint.up and endpoint.down_for_s() < wait_s for endpoint in others)
+
     def find(self, tenant: str, model: str, full: Collection[Endpoint]) -> Endpoint | None:
         """Where a request of a tenant for a model goes; None where no server is up but those that are `full`.
 
@@ -96,7 +101,7 @@ class Placement:
         elif home.up:
             self._spilled.setdefault(tenant)
             if loaded is None:
-                self._calm_since_s.pop(home, None)
+                self.disturb(home)
         else:
             self._displaced[tenant] = None
         return here
@@ -121,47 +126,50 @@ class Placement:
             if endpoint.residency.load <= most and endpoint.residency.room()
         }
 
-    def displaced(self) -> tuple[str, Endpoint, Endpoint] | None:
+    def displaced(
+        self, may: Callable[[str, Endpoint], bool] = lambda tenant, home: True
+    ) -> tuple[str, Endpoint, Endpoint] | None:
         """A tenant that had to go as its home was down, and is in use elsewhere now that its home has answered again:
-        its name, where it is, and its home."""
-        return self._first(self._displaced, lambda home: home.ready)
+        its name, where it is, and its home. may: whether that tenant may return to its home now."""
+        return self._first(self._displaced, lambda tenant, home: home.ready and may(tenant, home))
 
-    def spilled(self) -> tuple[str, Endpoint, Endpoint] | None:
+    def spilled(
+        self, may: Callable[[str, Endpoint], bool] = lambda tenant, home: True
+    ) -> tuple[str, Endpoint, Endpoint] | None:
         """A tenant that went elsewhere as its home was full or busy, and is in use there now that its home was calm at
-        each look for `CALM_S`, in which nobody had to go elsewhere, nor returned."""
+        each look for `CALM_S`, in which nobody had to go elsewhere, nor returned. may: as for `displaced`."""
         now_s = self._now_s()
         calm = {endpoint for endpoint, since_s in self._calm_since_s.items() if now_s - since_s >= CALM_S}
-        return self._first(self._spilled, calm.__contains__)
+        return self._first(self._spilled, lambda tenant, home: home in calm and may(tenant, home))
 
-    def _first(self, away: dict[str, None], takes: Callable[[Endpoint], bool]) -> tuple[str, Endpoint, Endpoint] | None:
+    def _first(
+        self, away: dict[str, None], takes: Callable[[str, Endpoint], bool]
+    ) -> tuple[str, Endpoint, Endpoint] | None:
         """The first of the tenants that is in use where it is, and whose home takes it. Forgets those not in use."""
         for tenant in list(away):
             here, home = self._at.get(tenant), self._ranked(tenant)[0]
             loaded = here is not None and any(model in here.residency for model in models_of(tenant))
-            if here is not None and loaded and here.up and takes(home):
+            if here is not None and loaded and here.up and takes(tenant, home):
                 return tenant, here, home
             if not loaded and not any(self._waiting[model] for model in models_of(tenant)):
                 del away[tenant]  # its next request finds it a place
         return None
 
-    def move(self, tenant: str, endpoint: Endpoint) -> None:
-        """The tenant's next requests go there, which has to be calm anew before the next one returns."""
-        self._at[tenant] = endpoint
+    def disturb(self, endpoint: Endpoint) -> None:
+        """It has to be calm anew before the next one returns to it that had found no room there."""
         self._calm_since_s.pop(endpoint, None)
+
+    def move(self, tenant: str, endpoint: Endpoint) -> None:
+        """The tenant's next requests go there."""
+        self._at[tenant] = endpoint
+        self.disturb(endpoint)
         self.stay(tenant)
 
-    def postpone(self, tenant: str) -> None:
-        """Others that are away come first."""
-        for away in (self._displaced, self._spilled):
-            if tenant in away:
-                del away[tenant]
-                away[tenant] = None
-
     def wait_for_room(self, tenant: str, home: Endpoint) -> None:
-        """The tenant's home has no room for it: it returns when that is calm."""
-        self._displaced.pop(tenant, None)
+        """The tenant's home has no room for it: it returns when that is calm, after those who wait for that already."""
+        self.stay(tenant)
         self._spilled[tenant] = None
-        self._calm_since_s.pop(home, None)
+        self.disturb(home)
 
     def stay(self, tenant: str) -> None:
         """The tenant returns no more, wherever it is."""

@@ -11,13 +11,15 @@ import re
 import subprocess
 import sys
 from contextvars import ContextVar
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compositor.logs import Json, Text, fields, identify, of_nobody, one_line
+from compositor import logs
+from compositor.logs import Json, Text, enter, fields, identify, of_nobody, one_line
 
 FORGED = "no tenant 'a\n2026-01-01 00:00:00,000 ERROR   compositor: forged\r\x1b[2J\u2028'"
 
@@ -27,7 +29,7 @@ class Lines:
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self._stream = io.StringIO()
-        handler = logging.StreamHandler(self._stream)
+        handler = logs.Lines(self._stream)
         handler.setFormatter(formatter)
         self.log = logging.Logger("compositor.test")
         self.log.addHandler(handler)
@@ -37,7 +39,11 @@ class Lines:
         return self._stream.getvalue()
 
     def json(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.text.splitlines()]
+        return [json.loads(line, parse_constant=refuse) for line in self.text.splitlines()]
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 @pytest.fixture
@@ -119,8 +125,48 @@ def test_an_object_of_json_is_one_line_with_its_traceback(lines: Lines) -> None:
 
 
 def test_what_is_no_json_is_written_as_text(lines: Lines) -> None:
-    lines.log.info("read", extra=fields(path=io.BytesIO, data=b"x"))
-    assert lines.json()[0]["data"] == "b'x'"
+    values = {(1, b"x"): [float("nan"), -float("inf"), 1.5, None, True]}
+    lines.log.info("read", extra=fields(path=Path("/x"), data=b"x", values=values))
+    (line,) = lines.json()
+    assert (line["path"], line["data"]) == ("/x", "b'x'")
+    assert line["values"] == {"(1, b'x')": ["nan", "-inf", 1.5, None, True]}
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise ValueError(FORGED)
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("formatter", [Text(), Json()])
+@pytest.mark.parametrize(
+    ("message", "arguments"), [("it has %d pages\n", ("no",)), ("it is %s", (Unspeakable(),)), ("%s %s", (1,))]
+)
+def test_what_cannot_be_said_is_one_line_too(
+    formatter: logging.Formatter, message: str, arguments: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = Lines(formatter)
+    identify(request="r1")
+    lines.log.info(message, *arguments)
+    (line,) = lines.text.splitlines()
+    assert re.search(r"a line of the log cannot be formatted \((Type|Value)Error\)", line)
+    assert "r1" in line
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_said_beside_a_message_is_one_line_too(lines: Lines) -> None:
+    lines.log.info("it is done", extra=fields(what=Unspeakable()))
+    (line,) = lines.json()
+    assert line["message"] == "a line of the log cannot be formatted (ValueError): 'it is done'"
+    assert line["level"] == "error"
+
+
+def test_a_call_carries_no_ids_of_the_one_before() -> None:
+    enter(request="r1")
+    identify(session="s1")
+    enter(request="r2")
+    assert dict(logs.identity()) == {"request": "r2"}
 
 
 async def test_ids_go_with_the_call_and_all_its_tasks_and_with_nobody_else(lines: Lines) -> None:
@@ -146,9 +192,14 @@ def test_the_service_logs_on_stderr_in_the_format_and_from_the_level_wanted(form
     program = (
         "import logging; from compositor.logs import set_up_logging; from compositor.settings import LoggingSettings;"
         f"set_up_logging(LoggingSettings(format={form!r}, level='warning'));"
-        "logging.getLogger('x').info('hidden'); logging.getLogger('x').warning('shown')"
+        "logging.getLogger('x').info('hidden'); logging.getLogger('x').warning('shown');"
+        "import warnings; warnings.warn('old')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    (line,) = done.stderr.splitlines()
+    line, warning = done.stderr.splitlines()
     assert not done.stdout
-    assert line.endswith(" WARNING x: shown") if form == "text" else json.loads(line)["message"] == "shown"
+    assert "UserWarning: old" in warning
+    if form == "text":
+        assert line.endswith(" WARNING x: shown")
+    else:
+        assert [json.loads(each)["logger"] for each in (line, warning)] == ["x", "py.warnings"]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -123,7 +124,9 @@ def test_workers_share_their_numbers_and_each_is_seen(tmp_path: Path) -> None:
         second.communicate()
 
 
-def test_a_worker_that_is_gone_is_seen_no_more(tmp_path: Path) -> None:
+def test_a_worker_that_is_gone_is_seen_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARED_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)  # it is another's again after this
     metrics = Metrics(tmp_path, 1)
     (tmp_path / "worker-2.pid").write_text("999999999")
     assert {sample.labels["worker"] for sample in processes(metrics)} == {"1"}

@@ -133,16 +133,17 @@ async def opened(triton: FakeTriton, pool: ThreadPoolExecutor, tmp_path: Path) -
     watching: list[asyncio.Task[None]] = []
 
     def make(settings: Settings) -> Compositor:
+        facts = Catalogue(settings.model_repository).facts
         residency = Residency(
             triton,
             settings.residency,
-            Catalogue(settings.model_repository).facts,
+            facts,
             [Device("cpu", None)],
             Unobserved(),
             "least_loaded",
             lock=HostLock(triton.endpoint, tmp_path),
         )
-        fleets.append(Fleet([Endpoint(triton, residency)], settings))  # type: ignore[arg-type]
+        fleets.append(Fleet([Endpoint(triton, residency)], settings, facts))  # type: ignore[arg-type]
         watching.append(asyncio.create_task(fleets[-1].watch(), name="watch"))
         return Compositor(settings, fleets[-1], pool)
 
@@ -370,3 +371,14 @@ async def test_every_stage_that_is_passed_is_told(compositor: Compositor) -> Non
     assert count["blend"] == count["encode"] == len(frames) == 75
     assert count["inference"] == count["pool"] == 19
     assert all(seconds >= 0 for _, seconds in told)
+
+
+async def test_a_load_is_timed_where_there_was_one(compositor: Compositor) -> None:
+    told: list[str] = []
+    observed = Compositor(
+        compositor.settings, compositor.fleet, compositor.pool, lambda stage, seconds: told.append(stage)
+    )
+    await observed.load(await call(observed))
+    assert told == ["load", "load"]  # the encoder, and the tenant
+    await observed.load(await call(observed))
+    assert told == ["load", "load"]

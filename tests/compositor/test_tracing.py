@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
+from opentelemetry.sdk.trace.export import SpanExportResult
 
+from compositor import telemetry
 from compositor.deadline import Deadline
 from compositor.errors import SettingsInvalid
 from compositor.settings import TracingSettings, TritonSettings
@@ -125,6 +129,40 @@ def test_a_collector_that_is_away_does_not_keep_the_service_from_its_end() -> No
     begun(tracer, {}).end()
     tracer.close()
     assert not gone.spans
+
+
+def test_a_collector_that_hangs_keeps_it_no_longer_whatever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_EXPORT_S", 0.3)
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracer = open_tracer(TracingSettings(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        for _ in range(100):  # 30 s, at 0.3 s each
+            begun(tracer, {}).end()
+        begin_s = time.monotonic()
+        tracer.close()
+        assert time.monotonic() - begin_s < 15
+
+
+def test_a_collector_that_is_away_is_told_of_once_and_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(telemetry, "_EXPORT_S", 0.5)
+    with collecting() as gone:
+        pass
+    tracer = tracer_to(gone)
+    assert isinstance(tracer, telemetry.Telemetry)
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            assert tracer.exporter.export(()) is SpanExportResult.FAILURE
+        with collecting(gone.port):
+            monkeypatch.setattr(tracer.exporter, "_timeout", 30)
+            for _ in range(2):
+                assert tracer.exporter.export(()) is SpanExportResult.SUCCESS
+        tracer.close()
+    away, back = [record for record in caplog.records if "opentelemetry" in record.name or "telemetry" in record.name]
+    assert (away.levelname, back.levelname) == ("ERROR", "INFO")
+    assert "UNAVAILABLE" in away.getMessage()
+    assert back.getMessage() == "the collector takes spans again"
 
 
 async def test_every_request_to_triton_says_whose_it_is(collector: Collector) -> None:

@@ -59,7 +59,6 @@ def call(ledger: Ledger, outcome: BaseException | None, *, told: bool = True) ->
         (InferenceFailed("odd"), "INTERNAL", "WARNING"),
         (ZeroDivisionError(), "INTERNAL", "WARNING"),
         (asyncio.CancelledError(), "CANCELLED", None),
-        (GeneratorExit(), "CANCELLED", None),
     ],
 )
 def test_each_call_is_counted_once_by_how_it_ended_and_failures_get_a_line(
@@ -115,6 +114,14 @@ def test_a_caller_names_its_call(name: str) -> None:
     with Ledger(Metrics()).entry("Generate", {REQUEST_ID: name}) as entry:
         assert entry.request == name
         assert identity()["request"] == name
+
+
+def test_a_call_has_no_ids_of_the_one_before_on_its_connection() -> None:
+    ledger = Ledger(Metrics())
+    with ledger.entry("HTTP speak", {REQUEST_ID: "first"}) as entry:
+        entry.serve("anna")
+    with ledger.entry("HTTP speak", {REQUEST_ID: "second"}):
+        assert dict(identity()) == {"request": "second"}
 
 
 @given(st.text(max_size=200))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -41,7 +42,8 @@ def children(pid: int | str = "self") -> set[int]:
     """The living processes that a process started; of this one, those of other tests among them."""
     found = set[int]()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found.update(map(int, (task / "children").read_text().split()))
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+            found.update(map(int, (task / "children").read_text().split()))
     return {child for child in found if alive(child)}
 
 
@@ -127,6 +129,12 @@ async def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SettingsInvalid, match=rf"server.port: 127.0.0.1:{port} cannot be bound"):
             async with workers.running(settings_of(tmp_path, port=port)):
                 pass
+
+
+async def test_what_goes_wrong_later_is_no_fault_of_the_ports(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="a file of somebody else's"):
+        async with workers.running(settings_of(tmp_path)):
+            raise FileNotFoundError("a file of somebody else's")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])

@@ -12,9 +12,11 @@ from pathlib import Path
 import onnx
 import pytest
 
+from compositor.manifest import tenant_names
 from lipsync.avatar import write_source
 from lipsync.avatar_model import loudness_encoder
 
+from ..integration.waiting import until
 from .deployment import (
     COMPOSITOR_IMAGE,
     PYTHON_IMAGE,
@@ -59,10 +61,10 @@ def prometheus_image(command: list[str]) -> str:
 
 @pytest.fixture(scope="session")
 def overlays(command: list[str]) -> list[Path]:
-    """What is laid over compose.yaml: no GPU, and a backend where the image of Triton has none for ONNX."""
+    """What is laid over compose.yaml: no GPU, settings, and a backend where the image of Triton has none for ONNX."""
     backend = "/opt/tritonserver/backends/onnxruntime/libtriton_onnxruntime.so"
     probe = ["docker", "run", "--rm", "--entrypoint", "test", TRITON_IMAGE, "-e", backend]
-    files = [ROOT / "deploy" / "compose.yaml", ROOT / "deploy" / "compose.cpu.yaml"]
+    files = [ROOT / "deploy" / "compose.yaml", ROOT / "deploy" / "compose.cpu.yaml", HERE / "settings.yaml"]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
         files.append(HERE / "python_backend.yaml")
     return files
@@ -80,18 +82,28 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository, empty."""
+    folder = tmp_path_factory.mktemp("models")
+    os.chown(folder, os.getuid() or OWNER, -1)
+    # Bind mounts pass the folders above it by; inside, its owner is all that counts.
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compositor's settings: to begin with, those of the repository."""
+    path = tmp_path_factory.mktemp("settings") / "settings.yaml"
+    path.write_text((ROOT / "deploy" / "settings.yaml").read_text())
+    return path
+
+
+@pytest.fixture(scope="session")
 def deployment(
-    command: list[str],
-    overlays: list[Path],
-    prometheus_image: str,
-    tmp_path_factory: pytest.TempPathFactory,
+    command: list[str], overlays: list[Path], prometheus_image: str, repository: Path, settings: Path
 ) -> Iterator[Deployment]:
     """The service, built and up, with an empty repository; down at the end, and nothing left."""
-    repository = tmp_path_factory.mktemp("models")
-    owner = os.getuid() or OWNER
-    os.chown(repository, owner, -1)
-    # Bind mounts pass the folders above it by; inside, its owner is all that counts.
-    repository.chmod(0o755)
     environment = {
         "MODEL_REPOSITORY": str(repository),
         "PYTHON_BACKEND": str(ROOT / "deploy" / "backends" / "onnxruntime"),
@@ -100,7 +112,8 @@ def deployment(
         "LIPSYNC_IMAGE": COMPOSITOR_IMAGE,
         "LIPSYNC_TOOLS_IMAGE": TOOLS_IMAGE,
         "PROMETHEUS_IMAGE": prometheus_image,
-        "LIPSYNC_UID": str(owner),
+        "LIPSYNC_UID": str(os.getuid() or OWNER),
+        "SETTINGS": str(settings),
         **{f"{name}_PORT": "0" for name in ("LIPSYNC_GRPC", "LIPSYNC_HTTP", "PROMETHEUS", "GRAFANA")},
     }
     service = Deployment(f"lipsync-test-{secrets.token_hex(4)}", command, overlays, environment)
@@ -110,3 +123,13 @@ def deployment(
         yield service
     finally:
         service.compose("--profile", "monitoring", "--profile", "tools", "down", "-v", "--remove-orphans")
+
+
+@pytest.fixture(scope="session")
+def inhabited(deployment: Deployment, repository: Path, sources: Path) -> Deployment:
+    """With an encoder and the tenant `avatar`, both added in the container while the service runs."""
+    until(deployment.ready, 120)
+    for arguments in (["encoder", "add", "src/encoder.onnx"], ["tenant", "add", "avatar", "src/avatar"]):
+        deployment.compose("run", "--rm", "-T", "-v", f"{sources}:/work/src:ro", "lipsync", *arguments)
+    assert tenant_names(repository) == ["avatar"]
+    return deployment

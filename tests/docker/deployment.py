@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lipsync.sentences import NUMBERS
+
 ROOT = Path(__file__).parents[2]
 PYTHON_IMAGE = os.environ.get("PYTHON_IMAGE", "python:3.11-slim-bookworm")
 TRITON_IMAGE = os.environ.get("TRITON_IMAGE", "nvcr.io/nvidia/tritonserver:24.10-py3")
 COMPOSITOR_IMAGE, TOOLS_IMAGE = "triton-lipsync:test", "triton-lipsync-tools:test"
+FRAMES = 101
+"""Of NUMBERS, 4 s at 25 frames a second, its end included."""
 
 
 def run(*command: str | Path, environment: Mapping[str, str] | None = None, timeout_s: float = 600) -> str:
@@ -62,8 +66,8 @@ class Deployment:
         )
 
     def container(self, service: str) -> str:
-        """The id of a service's container."""
-        return self.compose("ps", "-q", service).strip()
+        """The id of a service's container, whether it runs or not."""
+        return self.compose("ps", "-a", "-q", service).strip()
 
     def inspect(self, service: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(run("docker", "inspect", self.container(service)))[0]
@@ -75,6 +79,11 @@ class Deployment:
 
     def logs(self, service: str) -> str:
         return self.compose("logs", "--no-color", service)
+
+    def said(self, service: str) -> str:
+        """What a container has written so far, since it was made, and nothing else."""
+        done = subprocess.run(["docker", "logs", self.container(service)], capture_output=True, text=True, check=True)
+        return done.stderr
 
     def execute(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
         """A command in a container that runs, whatever comes of it."""
@@ -95,3 +104,11 @@ class Deployment:
             return error.code, error.read()
         except OSError:
             return 0, b""
+
+    def ready(self) -> bool:
+        return self.http("/readyz")[0] == 200
+
+    def speak(self, tenant: str = "avatar") -> int:
+        """Frames of a WAV that is posted; 0 where the answer is an error."""
+        status, body = self.http(f"/v1/tenants/{tenant}/speak?format=mjpeg", NUMBERS.read_bytes())
+        return body.count(b"Content-Type: image/jpeg") if status == 200 else 0

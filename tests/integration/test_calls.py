@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import queue
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import wave
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,22 +23,29 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect as connect_now
 from websockets.typing import Subprotocol
 
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
+from compositor.settings import Settings
 from lipsync.sentences import HELLO
 
-from ..conftest import Stack, connect
+from ..conftest import ServiceThread, Stack, connect
 from .waiting import until
 
 pytestmark = pytest.mark.triton
 
 ONE = np.zeros((1, 32, 16, 16), np.float32).tobytes()
 SPEECH = pb.Speech(data=HELLO.read_bytes(), encoding=pb.Speech.WAV)
+RATE = 16_000
+LONG = np.sin(np.arange(60 * RATE, dtype=np.float32) / 20) * np.float32(0.1)
+"""A minute of speech: nobody makes its 1,500 frames before a client has left."""
 KEY = "a key that nobody may read"
+TOKEN = "Bearer of what a caller keeps for itself"
 FORGED = "nobody\n{}\r\x1b[2J\u2028"
 
 
@@ -118,6 +127,16 @@ def counts(stack: Stack) -> Counts:
     return Counts(stack.service.http_address)
 
 
+def wav(samples: NDArray[np.float32]) -> bytes:
+    with io.BytesIO() as file:
+        with wave.open(file, "wb") as written:
+            written.setnchannels(1)
+            written.setsampwidth(2)
+            written.setframerate(RATE)
+            written.writeframes((samples * 32767).astype("<i2").tobytes())
+        return file.getvalue()
+
+
 def named(call: grpc.Call | grpc.RpcError) -> str:
     """The name that a call's trailing metadata gives it."""
     return str(dict(call.trailing_metadata())["x-request-id"])
@@ -135,31 +154,50 @@ def test_grpc_calls_are_counted_and_named(stub: pb_grpc.LipsyncStub, counts: Cou
     answers = stub.Generate(pb.GenerateRequest(tenant="plain", speech=SPEECH), timeout=60)
     assert len(list(answers)) > 10
     assert re.fullmatch(r"[0-9a-f]{16}", named(answers))
-    answers = stub.Generate(pb.GenerateRequest(tenant="plain", speech=SPEECH), timeout=60)
-    next(answers)
-    answers.cancel()
     start = pb.SpeakRequest(start=pb.SpeakRequest.Start(tenant="plain", flow=pb.SpeakRequest.PLAIN))
     talk = stub.Speak(iter([start]), timeout=60)
     assert next(talk).started.session
     list(talk)
     with pytest.raises(grpc.RpcError):
         list(stub.Speak(iter([pb.SpeakRequest()]), timeout=60))
-    requests = queue.SimpleQueue[pb.SpeakRequest | None]()
-    requests.put(start)
-    with pytest.raises(grpc.RpcError):
-        list(stub.Speak(iter(requests.get, None), timeout=0.5))
-    requests.put(None)
 
     expected = {
         ("Composite", "OK"): 1,
         ("Composite", "NOT_FOUND"): 1,
         ("Generate", "OK"): 1,
-        ("Generate", "CANCELLED"): 1,
         ("Speak", "OK"): 1,
         ("Speak", "INVALID_ARGUMENT"): 1,
-        ("Speak", "DEADLINE_EXCEEDED"): 1,
     }
     until(lambda: counts.ended() == expected)
+
+
+@pytest.mark.parametrize(("timeout_s", "status"), [(60, "CANCELLED"), (0.5, "DEADLINE_EXCEEDED")])
+def test_grpc_calls_whose_client_leaves_are_told_from_those_whose_time_is_up(
+    stub: pb_grpc.LipsyncStub,
+    counts: Counts,
+    caplog: pytest.LogCaptureFixture,
+    timeout_s: float,
+    status: str,
+) -> None:
+    stub.Composite(pb.CompositeRequest(tenant="plain", start=0, features=ONE), timeout=60)  # it is loaded now
+    speech = pb.Speech(data=LONG.astype("<f4").tobytes(), encoding=pb.Speech.FLOAT32, sample_rate=RATE)
+    raw = pb.Output(format=pb.Output.BGR24)  # a few of which fill what gRPC takes unread
+    start = pb.SpeakRequest(start=pb.SpeakRequest.Start(tenant="plain", flow=pb.SpeakRequest.PLAIN))
+    requests = queue.SimpleQueue[pb.SpeakRequest | None]()
+    requests.put(start)
+    wanted = pb.GenerateRequest(tenant="plain", speech=speech, output=raw)
+    with caplog.at_level("INFO"):
+        calls = [stub.Generate(wanted, timeout=timeout_s), stub.Speak(iter(requests.get, None), timeout=timeout_s)]
+        if status == "CANCELLED":
+            for call in calls:
+                next(call)
+                call.cancel()
+        expected = {("Composite", "OK"): 1, ("Generate", status): 1, ("Speak", status): 1}
+        until(lambda: counts.ended() == expected)
+    requests.put(None)
+    lines = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    told = [] if status == "CANCELLED" else [f"{method} failed: {status}" for method in ("Generate", "Speak")]
+    assert sorted(lines) == told
 
 
 def test_http_requests_are_counted_and_named(stack: Stack, counts: Counts) -> None:
@@ -178,7 +216,7 @@ def test_http_requests_are_counted_and_named(stack: Stack, counts: Counts) -> No
         assert http.post(url, content=HELLO.read_bytes()).status_code == 200
         assert http.post(url, content=b"no wav").status_code == 400
         assert http.get(url).status_code == 405
-        with http.stream("POST", url, content=HELLO.read_bytes() * 1) as answer:
+        with http.stream("POST", url, content=wav(LONG)) as answer:
             assert answer.status_code == 200
     expected = {
         ("HTTP alive", "OK"): 1,
@@ -220,8 +258,8 @@ def test_a_services_log_is_json_that_tells_of_calls_and_sessions_and_no_secret(l
     http_port = logged.port(r"page is at http://.*:(\d+)/")
     until(lambda: bool(logged.of(message="ready to serve")))
     for stub in connect(f"127.0.0.1:{port}"):
-        name = (("x-request-id", "composite-1"),)
-        stub.Composite(pb.CompositeRequest(tenant="plain", start=0, features=ONE), metadata=name, timeout=60)
+        secretly = (("x-request-id", "composite-1"), ("authorization", TOKEN))
+        stub.Composite(pb.CompositeRequest(tenant="plain", start=0, features=ONE), metadata=secretly, timeout=60)
         forged = FORGED.format('{"level": "error", "message": "forged"}')
         name = (("x-request-id", "forged-1"),)
         with pytest.raises(grpc.RpcError):
@@ -231,7 +269,14 @@ def test_a_services_log_is_json_that_tells_of_calls_and_sessions_and_no_secret(l
         requests = [pb.SpeakRequest(start=start), pb.SpeakRequest(audio=said)]
         events = list(stub.Speak(iter(requests), metadata=(("x-request-id", "speak-1"),), timeout=60))
     with contextlib.suppress(httpx.HTTPError):
-        httpx.post(f"http://127.0.0.1:{http_port}/v1/tenants/nobody/speak", headers={"x-request-id": "post-1"})
+        httpx.post(
+            f"http://127.0.0.1:{http_port}/v1/tenants/nobody/speak",
+            headers={"x-request-id": "post-1", "authorization": TOKEN},
+        )
+    cookie = {"cookie": TOKEN, "authorization": TOKEN}
+    with connect_now(f"ws://127.0.0.1:{http_port}/ws/plain", compression=None, additional_headers=cookie) as client:
+        client.send("nonsense")
+        assert "error" in str(client.recv(60))
     logged.process.send_signal(signal.SIGTERM)
     assert logged.process.wait(60) == 0
     until(lambda: bool(logged.of(message="stopped")))
@@ -251,5 +296,31 @@ def test_a_services_log_is_json_that_tells_of_calls_and_sessions_and_no_secret(l
     for line in logged.lines:
         assert line.keys() >= {"time", "level", "logger", "message"}
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
-    assert KEY not in "".join(logged.text)
+    assert len(logged.of(method="WebSocket", status="INVALID_ARGUMENT")) == 1
+    for secret in (KEY, TOKEN):
+        assert secret not in "".join(logged.text)
     assert not logged.of(message="forged")
+
+
+@pytest.mark.parametrize("kind", ["mjpeg", "mp4"])
+def test_a_request_that_is_cut_off_was_not_left_by_its_caller(
+    stack: Stack, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    server = {"port": 0, "drain_s": 0}
+    values = {"model_repository": stack.repository, "server": server, "http": {"port": 0}}
+    service = ServiceThread(Settings.model_validate(values | {"triton": {"endpoints": stack.triton.grpc}}))
+    service.start()
+    url = f"http://{service.http_address}"
+
+    def post() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(f"{url}/v1/tenants/plain/speak?format={kind}", content=wav(LONG), timeout=60)
+
+    posting = threading.Thread(target=post)
+    posting.start()
+    with caplog.at_level("INFO"):
+        until(lambda: 'lipsync_stage_seconds_count{stage="encode"} 0.0' not in httpx.get(f"{url}/metrics").text)
+        service.stop()
+        posting.join()
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records if "failed" in record.getMessage()]
+    assert lines == [("INFO", "HTTP speak failed: UNAVAILABLE: the service stops")]

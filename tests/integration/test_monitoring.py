@@ -29,7 +29,17 @@ from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton
 
 from ..conftest import ServiceThread, Stack, silent, write_small_source
-from ..monitoring import DASHBOARD, DEPLOY, Prometheus, about_gpus, alerts, dashboard_queries, prometheus, rule_queries
+from ..monitoring import (
+    CONFIG,
+    DASHBOARD,
+    DEPLOY,
+    Prometheus,
+    about_gpus,
+    alerts,
+    dashboard_queries,
+    prometheus,
+    rule_queries,
+)
 from .test_faults import nan_when_loud
 from .waiting import until
 
@@ -178,6 +188,56 @@ def test_grafana_finds_what_compose_mounts() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
+def test_provisioning_has_keys_that_grafana_reads() -> None:
+    """Those of pkg/services/provisioning/*/types.go of grafana/grafana; others it would pass by in silence."""
+    folder = DEPLOY / "grafana" / "provisioning"
+    dashboards = yaml.safe_load((folder / "dashboards" / "dashboards.yaml").read_text())
+    sources = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())
+    assert dashboards["apiVersion"] == sources["apiVersion"] == 1
+    (provider,) = dashboards["providers"]
+    (source,) = sources["datasources"]
+    assert provider.keys() == {"name", "type", "allowUiUpdates", "options"}
+    assert source.keys() == {"name", "uid", "type", "access", "url", "isDefault", "jsonData"}
+    # Else $__rate_interval would be too short, or too long.
+    pace = yaml.safe_load(CONFIG.read_text())["global"]["scrape_interval"]
+    assert source["jsonData"] == {"timeInterval": pace}
+
+
+def test_the_dashboard_has_keys_that_grafana_reads() -> None:
+    """As @grafana/schema 12.4 and 13.2 have them (Dashboard, Panel, Options of the two kinds of panel)."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert dashboard.keys() <= {
+        *("annotations", "description", "editable", "fiscalYearStartMonth", "graphTooltip", "links", "liveNow"),
+        *("panels", "preload", "refresh", "schemaVersion", "tags", "templating", "time", "timepicker", "timezone"),
+        *("title", "uid", "version", "weekStart"),
+    }
+    assert dashboard["schemaVersion"] == 42
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,40}", dashboard["uid"])
+    options = {
+        "row": set[str](),
+        "stat": {
+            *("reduceOptions", "orientation", "textMode", "colorMode", "graphMode", "justifyMode", "wideLayout"),
+            *("percentChangeColorMode", "showPercentChange"),
+        },
+        "timeseries": {"legend", "tooltip"},
+    }
+    for panel in dashboard["panels"]:
+        assert panel.get("options", {}).keys() == options[panel["type"]]
+        assert len({target["refId"] for target in panel.get("targets", [])}) == len(panel.get("targets", []))
+        if panel["type"] != "row":
+            assert panel["fieldConfig"]["defaults"]["unit"] in {"short", "s", "percentunit", "decbytes", "watt"}
+
+
+def test_legends_name_labels_that_their_queries_keep() -> None:
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", []):
+            shown = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
+            kept = [set(re.split(r",\s*", labels)) for labels in re.findall(r"by \(([^)]*)\)", target["expr"])]
+            for labels in kept:
+                assert shown <= labels
+            assert kept or not re.search(r"\b(sum|min|max)\(", target["expr"]) or not shown
+
+
 def test_no_panel_lies_on_another() -> None:
     taken = set[tuple[int, int]]()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
@@ -193,3 +253,26 @@ def test_the_dashboard_asks_for_nothing_that_only_looks_like_an_answer() -> None
     assert len(queries) > 40
     for query in queries:
         assert not re.search(r"or\s+vector|absent", query)
+
+
+def test_stats_show_no_number_where_nothing_happened(tmp_path: Path) -> None:
+    """A quotient of nothing, or its quantile, is NaN, which Grafana would show."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    stats = [target["expr"] for panel in panels if panel["type"] == "stat" for target in panel["targets"]]
+    quotients = [query for query in stats if " / " in query or "histogram_quantile" in query]
+    assert len(quotients) == 3
+    names = ("lateness", "first_picture")
+    series = [f'lipsync_{name}_seconds_bucket{{le="{edge}"}}' for name in names for edge in ("1", "+Inf")]
+    series += [f'lipsync_pictures_total{{kind="{kind}"}}' for kind in ("speaking", "late", "idle")]
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": each, "values": "7x10"} for each in series],
+        "promql_expr_test": [
+            {"expr": query.replace("$__rate_interval", "5m"), "eval_time": "10m", "exp_samples": []}
+            for query in quotients
+        ],
+    }
+    (tmp_path / "idle.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    command = [program("promtool"), "test", "rules", "idle.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

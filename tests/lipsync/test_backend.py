@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import sys
@@ -20,6 +21,22 @@ from onnx import TensorProto, helper
 
 MODEL_PY = Path(__file__).resolve().parents[2] / "deploy" / "backends" / "onnxruntime" / "model.py"
 
+set_name = ctypes.pythonapi.PyCapsule_SetName
+set_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+@dataclass
+class Source:
+    """What NumPy takes a capsule from."""
+
+    capsule: Any
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
 
 class FakeTensor:
     """As in the wheel's stub, arrays pass through DLPack only."""
@@ -28,8 +45,11 @@ class FakeTensor:
         self._name, self._array = name, array
 
     @classmethod
-    def from_dlpack(cls, name: str, source: Any) -> FakeTensor:
-        return cls(name, np.from_dlpack(source))
+    def from_dlpack(cls, name: str, capsule: Any) -> FakeTensor:
+        """As the stub does it, which has a word of its own for a capsule that was used."""
+        tensor = cls(name, np.from_dlpack(Source(capsule)))
+        set_name(capsule, b"used_dlpack")
+        return tensor
 
     def name(self) -> str:
         return self._name

@@ -37,9 +37,14 @@ def servers() -> Servers:
     return Servers()
 
 
+def fleet_of(servers: Servers, restart_wait_s: float) -> Fleet:
+    settings = Settings.model_validate({"triton": {"restart_wait_s": restart_wait_s}})
+    return Fleet(servers.endpoints, settings, lambda model: Facts(0, True, None))
+
+
 @pytest.fixture
 def fleet(servers: Servers) -> Fleet:
-    return Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0.2}}))
+    return fleet_of(servers, restart_wait_s=0.2)
 
 
 def answers(*faults: LipsyncError | None) -> tuple[list[str], Ask]:
@@ -116,7 +121,7 @@ async def test_a_server_that_cannot_even_load_is_left_too(fleet: Fleet, servers:
 
 
 async def test_where_nobody_waits_for_a_restart_others_are_asked_all_the_same(servers: Servers) -> None:
-    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    fleet = fleet_of(servers, restart_wait_s=0)
     went, request = answers(TritonUnavailable("gone"), TritonUnavailable("gone"))
     assert await fleet.serve("t", soon(), request) == THIRD
     assert went == [FIRST, SECOND, THIRD]
@@ -125,7 +130,7 @@ async def test_where_nobody_waits_for_a_restart_others_are_asked_all_the_same(se
 
 
 async def test_a_region_that_is_lost_again_and_again_is_the_end(servers: Servers) -> None:
-    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    fleet = fleet_of(servers, restart_wait_s=0)
     with pytest.raises(RegionLost):
         await fleet.serve("t", soon(), answers(RegionLost("restarted"))[1])
 
@@ -159,6 +164,48 @@ async def test_who_waited_for_room_until_the_deadline_is_told_so(fleet: Fleet, s
         await fleet.serve("t", late, answers()[1])
 
 
+async def test_a_server_that_was_killed_is_waited_for_where_the_others_are_full(servers: Servers) -> None:
+    fleet = fleet_of(servers, restart_wait_s=60)
+    full = asyncio.Event()
+
+    async def refuse(model: str, deadline: Deadline) -> None:
+        full.set()
+        raise Overloaded("full", retry_after_s=10)
+
+    for name in (SECOND, THIRD):
+        servers.residency[name].ensure = refuse  # type: ignore[method-assign]
+    servers[FIRST].failed(0)
+    _, request = answers()
+    waiting = asyncio.create_task(fleet.serve("t", Deadline.after(60), request))
+    await full.wait()
+    await asyncio.wait((waiting,), timeout=0.1)
+    assert not waiting.done()
+    await servers[FIRST].check()
+    assert await waiting == FIRST
+
+
+@pytest.mark.parametrize(("restart_wait_s", "deadline_s"), [(0.0, 60.0), (0.2, 60.0), (60.0, 0.2)])
+async def test_where_it_does_not_come_back_the_lack_of_room_is_told(
+    servers: Servers, restart_wait_s: float, deadline_s: float
+) -> None:
+    fleet = fleet_of(servers, restart_wait_s=restart_wait_s)
+    for name in (SECOND, THIRD):
+        servers.residency[name].failures["t"] = Overloaded("full", retry_after_s=10)
+    servers[FIRST].failed(0)
+    with pytest.raises(Overloaded, match="full"):
+        await fleet.serve("t", Deadline.after(deadline_s), answers()[1])
+
+
+async def test_a_server_that_is_away_for_long_holds_back_no_refusal(servers: Servers) -> None:
+    fleet = fleet_of(servers, restart_wait_s=60)
+    for name in (SECOND, THIRD):
+        servers.residency[name].failures["t"] = Overloaded("full", retry_after_s=10)
+    servers[FIRST].failed(0)
+    servers[FIRST].down_for_s = lambda: 60.0  # type: ignore[method-assign]
+    with pytest.raises(Overloaded, match="full"):
+        await asyncio.wait_for(fleet.serve("t", Deadline.after(60), answers()[1]), 30)
+
+
 async def test_a_server_that_does_not_say_what_it_has_is_left_for_another(fleet: Fleet, servers: Servers) -> None:
     servers.residency[FIRST].failures["t"] = Unresponsive("Triton did not answer in time", retry_after_s=1)
     went, request = answers()
@@ -168,7 +215,7 @@ async def test_a_server_that_does_not_say_what_it_has_is_left_for_another(fleet:
 
 
 async def test_where_all_are_silent_each_is_asked_in_turn(servers: Servers) -> None:
-    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 60}}))
+    fleet = fleet_of(servers, restart_wait_s=60)
     went, request = answers(*[Unresponsive("Triton did not answer in time")] * 5)
     await fleet.serve("t", Deadline.after(60), request)
     assert Counter(went) == {FIRST: 2, SECOND: 2, THIRD: 2}
@@ -184,7 +231,7 @@ async def test_where_no_other_has_an_answer_it_is_asked_again(fleet: Fleet, serv
 
 
 async def test_where_none_ever_says_what_it_has_the_service_is_unavailable(servers: Servers) -> None:
-    fleet = Fleet(servers.endpoints, Settings.model_validate({"triton": {"restart_wait_s": 0}}))
+    fleet = fleet_of(servers, restart_wait_s=0)
     for residency in servers.residency.values():
         residency.failures["t"] = Unresponsive("Triton did not answer in time", retry_after_s=1)
     with pytest.raises(Unresponsive):

@@ -7,7 +7,9 @@ import itertools
 
 import pytest
 
+from compositor.deadline import Deadline
 from compositor.errors import Overloaded, TenantBroken, TritonUnavailable
+from compositor.residency.models import Facts
 from compositor.triton import homecoming as module
 from compositor.triton.homecoming import Homecoming
 from compositor.triton.placement import CALM_S, Placement, ranked
@@ -30,7 +32,13 @@ def placement(servers: Servers) -> Placement:
 
 @pytest.fixture
 def homecoming(placement: Placement) -> Homecoming:
-    return Homecoming(placement, load_timeout_s=5, min_resident_s=0)
+    return Homecoming(placement, 5, 0, lambda model: Facts(0, True, (), encoder="encoder"))
+
+
+async def step(homecoming: Homecoming) -> None:
+    """One that is waited for to its end."""
+    homecoming.step()
+    await homecoming.settle()
 
 
 async def displace(servers: Servers, placement: Placement) -> None:
@@ -48,14 +56,13 @@ async def displace(servers: Servers, placement: Placement) -> None:
 async def test_one_tenant_a_step_returns_its_encoder_first(
     servers: Servers, placement: Placement, homecoming: Homecoming
 ) -> None:
-    homecoming.encoders.add("encoder")
     await displace(servers, placement)
-    for step, tenant in enumerate(AT_A):
+    for number, tenant in enumerate(AT_A):
         assert placement.find(tenant, tenant, []) is servers["b"]
-        await homecoming.step()
-        assert servers.triton["a"].loads == ["encoder", *AT_A[: step + 1]]
+        await step(homecoming)
+        assert servers.triton["a"].loads == ["encoder", *AT_A[: number + 1]]
         assert placement.find(tenant, tenant, []) is servers["a"]
-    await homecoming.step()
+    await step(homecoming)
     assert len(servers.triton["a"].loads) == 4
 
 
@@ -63,14 +70,14 @@ async def test_copies_left_behind_are_unloaded_when_nobody_uses_them(
     servers: Servers, placement: Placement, homecoming: Homecoming
 ) -> None:
     await displace(servers, placement)
-    await homecoming.step()
+    await step(homecoming)
     assert servers.residency["b"].dropped == []
     for _ in range(3):
         # Another compositor has not moved yet.
         servers.triton["b"].loaded[AT_A[0]] += 1
-        await homecoming.step()
+        await step(homecoming)
     assert AT_A[0] not in servers.residency["b"].dropped
-    await homecoming.step()
+    await step(homecoming)
     assert AT_A[0] in servers.residency["b"].dropped
     assert "encoder" not in servers.residency["b"].dropped
 
@@ -80,7 +87,7 @@ async def test_a_copy_that_is_used_again_or_gone_already_is_left_alone(
 ) -> None:
     await displace(servers, placement)
     for _ in AT_A:
-        await homecoming.step()
+        await step(homecoming)
     servers.residency["b"].dropped.clear()
     servers.residency["b"].models.update(AT_A)
     servers["a"].failed(servers["a"].falls)
@@ -88,7 +95,7 @@ async def test_a_copy_that_is_used_again_or_gone_already_is_left_alone(
         assert placement.find(tenant, tenant, []) is servers["b"]
     del servers.triton["b"].loaded[AT_A[2]]
     for _ in range(3):
-        await homecoming.step()
+        await step(homecoming)
     assert servers.residency["b"].dropped == []
 
 
@@ -98,15 +105,15 @@ async def test_who_finds_no_room_at_home_waits_and_who_is_broken_stays(
     await displace(servers, placement)
     servers.residency["a"].failures = {AT_A[0]: Overloaded("full"), AT_A[1]: TenantBroken("failed to poll")}
     for _ in range(3):
-        await homecoming.step()
+        await step(homecoming)
     assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["b"], servers["a"]]
     servers.residency["a"].failures.clear()
     for _ in range(3):
-        await homecoming.step()
+        await step(homecoming)
     # What was full may be so again: it has to be calm for a while.
     assert placement.at(AT_A[0]) is servers["b"]
     for _ in range(int(CALM_S)):
-        await homecoming.step()
+        await step(homecoming)
     assert [placement.at(tenant) for tenant in AT_A] == [servers["a"], servers["b"], servers["a"]]
 
 
@@ -116,7 +123,7 @@ async def test_a_server_that_cannot_be_reached_lets_others_go_first(
     await displace(servers, placement)
     servers.residency["a"].failures = {AT_A[0]: TritonUnavailable("gone")}
     for _ in range(2):
-        await homecoming.step()
+        await step(homecoming)
     assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["a"], servers["b"]]
 
 
@@ -129,13 +136,13 @@ async def test_spilled_tenants_return_one_at_a_time_when_their_home_is_calm(
         assert placement.find(tenant, tenant, []) is servers["b"]
         servers.residency["b"].models.add(tenant)
     for _ in range(3 * int(CALM_S)):
-        await homecoming.step()
+        await step(homecoming)
     assert servers.triton["a"].loads == []
     servers.residency["a"].roomy = True
     steps: list[int] = []
-    for step in range(6 * int(CALM_S)):
-        await homecoming.step()
-        steps += [step] * (len(servers.triton["a"].loads) - len(steps))
+    for number in range(6 * int(CALM_S)):
+        await step(homecoming)
+        steps += [number] * (len(servers.triton["a"].loads) - len(steps))
     assert servers.triton["a"].loads == AT_A
     assert all(later - sooner >= CALM_S / 2 for sooner, later in itertools.pairwise(steps))
     assert all(placement.find(tenant, tenant, []) is servers["a"] for tenant in AT_A)
@@ -146,7 +153,7 @@ async def test_nobody_returns_to_a_server_that_is_down_again(
 ) -> None:
     await displace(servers, placement)
     servers["a"].failed(servers["a"].falls)
-    await homecoming.step()
+    await step(homecoming)
     assert servers.triton["a"].loads == []
     assert all(placement.at(tenant) is servers["b"] for tenant in AT_A)
 
@@ -162,10 +169,10 @@ async def test_a_server_that_cannot_be_asked_is_asked_again(
 
     servers.triton["b"].uses = fail  # type: ignore[assignment]
     for _ in range(3):
-        await homecoming.step()
+        await step(homecoming)
     servers.triton["b"].uses = uses  # type: ignore[method-assign]
     for _ in range(2):
-        await homecoming.step()
+        await step(homecoming)
     assert sorted(servers.residency["b"].dropped) == sorted(AT_A)
 
 
@@ -175,11 +182,11 @@ async def test_the_watch_survives_a_step_that_breaks(
     monkeypatch.setattr(module, "PERIOD_S", 0)
     steps = asyncio.Queue[None]()
 
-    async def step() -> None:
+    def fail() -> None:
         steps.put_nowait(None)
         raise RuntimeError("a fault of our own")
 
-    homecoming.step = step  # type: ignore[method-assign]
+    homecoming.step = fail  # type: ignore[method-assign]
     watching = asyncio.create_task(homecoming.watch())
     for _ in range(2):
         await steps.get()
