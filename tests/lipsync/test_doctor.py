@@ -92,6 +92,15 @@ def test_an_error_of_the_system_is_a_finding() -> None:
     assert (second.state, second.found) == (State.WRONG, "[Errno 13] Permission denied: '/there'")
 
 
+def test_a_check_that_fails_itself_is_a_finding() -> None:
+    def check() -> Iterator[Finding]:
+        yield Finding("here", State.OK, "fine")
+        raise ValueError("not foreseen")
+
+    _, second = carry_out("here", check)
+    assert (second.state, second.found) == (State.WRONG, "it cannot be checked: ValueError: not foreseen")
+
+
 @pytest.fixture
 def home(triton_home: Path, tmp_path: Path) -> Path:
     """A copy of the embedded Triton, of links, to be broken."""
@@ -378,7 +387,9 @@ def test_a_page_without_tls_for_others() -> None:
     assert first.found == "browsers give no microphone to pages without HTTPS"
 
 
-@pytest.mark.parametrize("url", ["avatars.example.org", "ftp://example.org", "https://"])
+@pytest.mark.parametrize(
+    "url", ["avatars.example.org", "ftp://example.org", "https://", "https://here:99999", "https://[::1"]
+)
 def test_what_is_no_address(url: str) -> None:
     done = lipsync("--url", url)
     assert done.returncode == 1

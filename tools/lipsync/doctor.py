@@ -60,13 +60,16 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def carry_out(name: str, check: Check) -> Iterator[Finding]:
-    """The findings of a check; an error of the project's own, or of the system, is one, too."""
+    """The findings of a check; an error, whosever it is, is one, too."""
     try:
         yield from check()
     except LipsyncError as error:
         yield Finding(name, State.WRONG, error.message)
     except OSError as error:
         yield Finding(name, State.WRONG, str(error))
+    except Exception as error:
+        # The other checks are wanted all the more.
+        yield Finding(name, State.WRONG, f"it cannot be checked: {type(error).__name__}: {error}")
 
 
 def check_jpeg() -> Iterator[Finding]:

@@ -18,17 +18,25 @@ _WAIT_S = 10.0
 
 def check_address(url: str) -> Iterator[Finding]:
     """url: of the page, https://host or http://host. Raises InvalidInput for what is none."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidInput(f"{url!r} is no address of a page: give such as https://avatars.example.org")
-    if parts.scheme == "https":
-        finding = _check_certificate(url, parts.hostname, parts.port or 443)
+    scheme, host, port = _split(url)
+    if scheme == "https":
+        finding = _check_certificate(url, host, port or 443)
         yield finding
         if finding.state is State.WRONG:
             return
-    elif parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+    elif host not in ("localhost", "127.0.0.1", "::1"):
         yield Finding(url, State.WRONG, "browsers give no microphone to pages without HTTPS", "serve it by HTTPS")
-    yield _check_page(url, parts.hostname, parts.port, parts.scheme == "https")
+    yield _check_page(url, host, port, scheme == "https")
+
+
+def _split(url: str) -> tuple[str, str, int | None]:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        pass  # brackets, or a port, that cannot be
+    raise InvalidInput(f"{url!r} is no address of a page: give such as https://avatars.example.org")
 
 
 def _check_certificate(url: str, host: str, port: int) -> Finding:
