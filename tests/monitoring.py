@@ -8,6 +8,8 @@ import math
 import re
 import subprocess
 import threading
+import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -53,6 +55,18 @@ class Prometheus:
 
     url: str
 
+    def await_ready(self) -> None:
+        """It listens before it answers: 503 until it has read its storage."""
+        give_up = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.url}/-/ready", timeout=30):
+                    return
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > give_up:
+                    raise
+            time.sleep(0.05)
+
     def ask(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer of the HTTP API."""
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
@@ -94,7 +108,9 @@ def prometheus(program: str, folder: Path, targets: dict[str, str]) -> Iterator[
             address = next(match[1] for match in found if match)
             # A pipe that nobody empties would stop it.
             emptying.start()
-            yield Prometheus(f"http://{address}")
+            found_one = Prometheus(f"http://{address}")
+            found_one.await_ready()
+            yield found_one
         finally:
             process.terminate()
             if emptying.ident:
