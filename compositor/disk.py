@@ -11,7 +11,7 @@ from .errors import DiskFull
 
 LEAST_BYTES = 8 << 20
 """Room below which the folder counts as full: a few seconds of video."""
-PERIOD_S = 5.0
+PERIOD_S = 1.0
 _PROBE = bytes(4096)
 
 
@@ -51,9 +51,10 @@ def check_room(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(_PROBE)
     except OSError as error:
-        raise _fault(folder, f"temporary files cannot be written ({error.strerror})") from error
-    if status.f_bavail * status.f_frsize < LEAST_BYTES:
-        raise _fault(folder, f"less than {LEAST_BYTES >> 20} MiB free")
+        raise disk_fault(folder, f"temporary files cannot be written ({error.strerror})") from error
+    # A file system without a size, tmpfs or ramfs say, tells none.
+    if status.f_blocks and status.f_bavail * status.f_frsize < LEAST_BYTES:
+        raise disk_fault(folder, f"less than {LEAST_BYTES >> 20} MiB free")
 
 
 def reserve(path: Path, size: int) -> None:
@@ -66,9 +67,10 @@ def reserve(path: Path, size: int) -> None:
         with path.open("xb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        raise _fault(path.parent, f"no room for {path.name} ({error.strerror})") from error
+        raise disk_fault(path.parent, f"no room for {path.name} ({error.strerror})") from error
 
 
-def _fault(folder: Path, reason: str) -> DiskFull:
+def disk_fault(folder: Path, reason: str) -> DiskFull:
+    """What to tell where nothing can be written to a folder, and what to do about it."""
     words = f"{folder}: {reason}; free some space there, or set TMPDIR to a folder with room"
     return DiskFull(words, retry_after_s=PERIOD_S)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .disk import disk_fault
 from .errors import DiskFull
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def scratch_home() -> Path:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder, removed with all that is in it. Raises OSError."""
+    """A new folder, removed with all that is in it. Raises DiskFull."""
     path, lock = _make()
     try:
         yield path
@@ -61,21 +62,38 @@ def sweep() -> None:
 def _make() -> tuple[Path, int]:
     """A folder and its lock."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch_home()))
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        path = _new()
+        try:
             lock = _lock(path)
-            if path.exists():
-                return path, lock
-            # Another process swept it up before it was locked.
-            os.close(lock)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # Another process sweeps it up, as it was not locked yet.
+        except OSError:
+            # A file system without locks, NFS say: as nobody can lock the folder, nobody sweeps it up.
+            return path, _open(path)
+        if path.exists():
+            return path, lock
+        os.close(lock)
+
+
+def _new() -> Path:
+    home = scratch_home()
+    try:
+        return Path(tempfile.mkdtemp(prefix=PREFIX, dir=home))
+    except OSError as error:
+        raise disk_fault(home, f"no folder can be made ({error.strerror})") from error
 
 
 def _lock(path: Path) -> int:
-    """A descriptor that holds the folder's lock. Raises BlockingIOError where another one does."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """A descriptor that holds the folder's lock. Raises BlockingIOError where another one does, OSError where there are
+    no locks."""
+    folder = _open(path)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
         os.close(folder)
         raise
     return folder
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from .catalogue import Catalogue
@@ -35,6 +35,7 @@ from .transports.admission import Admission
 from .transports.http import Site
 from .transports.ledger import Ledger
 from .transports.rpc import LipsyncService
+from .transports.rpc_health import HealthService
 from .transports.web import bind, serving
 from .triton.connection import read_key
 from .triton.fleet import Fleet, open_fleet
@@ -69,19 +70,21 @@ async def running(
     check(settings)
     keep_libraries_single_threaded()
     allow_open_files()
-    disk = Disk(scratch_home())
     sweep()
+    disk = Disk(scratch_home())
+    disk.look()
     async with contextlib.AsyncExitStack() as stack:
         metrics = metrics or Metrics()
         parts = _assemble(stack, settings, metrics)
         server = _server(settings, parts.service, share_ports)
-        health = await _health(server, parts.fleet, disk)
+        health = _health(server, parts.fleet, disk)
         site = Site(parts.compositor, parts.live, metrics, health, parts.admission, parts.ledger)
         listening = stack.enter_context(bind(settings.http, share_ports))
         port = _bind(server, settings)
         await server.start()
-        watching = [asyncio.create_task(work) for work in (parts.fleet.watch(), disk.watch(), health.watch())]
-        async with serving(site.app, listening, settings.http) as web:
+        stack.push_async_callback(server.stop, None)  # it is by then, unless draining failed
+        watches = parts.fleet.watch(), disk.watch(), health.watch()
+        async with serving(site.app, listening, settings.http) as web, _going_on(*watches):
             draining = Draining(
                 settings.server,
                 hurry or asyncio.Event(),
@@ -101,13 +104,20 @@ async def running(
             try:
                 yield Running(port, http_port, health)
             finally:
-                try:
-                    await draining.run()
-                finally:
-                    for task in watching:
-                        task.cancel()
-                    await asyncio.gather(*watching, return_exceptions=True)
+                await draining.run()
     log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _going_on(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Work that goes on until the block ends."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True)
@@ -138,23 +148,17 @@ def _assemble(stack: contextlib.AsyncExitStack, settings: Settings, metrics: Met
     return _Parts(fleet, compositor, live, admission, ledger, LipsyncService(compositor, live, admission, ledger))
 
 
-async def _health(server: grpc.aio.Server, fleet: Fleet, disk: Disk) -> Health:
+def _health(server: grpc.aio.Server, fleet: Fleet, disk: Disk) -> Health:
     """The service's health, which gRPC's health service tells, too."""
-    servicer = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-
-    async def publish(serving: bool) -> None:
-        state = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE):
-            await servicer.set(name, state.SERVING if serving else state.NOT_SERVING)
+    told = HealthService(("", SERVICE))
+    health_pb2_grpc.add_HealthServicer_to_server(told, server)
 
     async def find_fault() -> LipsyncError | None:
         if not await fleet.ready():
             return TritonUnavailable("Triton does not answer", retry_after_s=1)
         return disk.fault
 
-    await publish(False)
-    return Health(find_fault, publish)
+    return Health(find_fault, told.tell)
 
 
 def check(settings: Settings) -> None:

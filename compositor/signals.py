@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+
+_NUMBERS = signal.SIGTERM, signal.SIGINT
 
 
 class Signals:
@@ -12,10 +15,22 @@ class Signals:
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _NUMBERS:
             asyncio.get_running_loop().add_signal_handler(number, self._take)
 
     def _take(self) -> None:
         if self.stop.is_set():
             self.hurry.set()
         self.stop.set()
+
+
+def leave_when_told() -> None:
+    """Until there are `Signals`, one ends the process in order: SystemExit in its main thread, status 0."""
+    for number in _NUMBERS:
+        signal.signal(number, lambda *_: sys.exit(0))
+
+
+def ignore_signals() -> None:
+    """For the end: what is left takes a second or two, and impatience would only spoil the exit status."""
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_IGN)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -34,6 +35,9 @@ _METRICS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_liv
 """The files that Prometheus's library maps for each worker, by what they begin with."""
 _METRICS_BYTES = 256 << 10
 """Twice what they need: their growth would not be reserved."""
+_STOP, _HURRY = signal.SIGUSR1, signal.SIGUSR2
+"""What a parent tells a worker. Whoever stops a service may send SIGTERM to each of its processes, as systemd does; a
+second one, of the parent's, would cut off what is under way."""
 _PAUSE_S = 1.0
 """Between the end of a worker and the start of the one in its place."""
 _PATIENCE_S = 10.0
@@ -65,8 +69,8 @@ async def serve(settings: Settings, started: Callable[[Listening], None] | None 
         await server.serve(settings, started)
         return
     signals = Signals()
-    async with running(settings, signals.hurry) as ports:
-        if started:
+    async with running(settings, signals.stop, signals.hurry) as ports:
+        if started and not signals.stop.is_set():
             started(ports)
         await signals.stop.wait()
         log.info("stopping %d workers", settings.server.workers)
@@ -74,8 +78,11 @@ async def serve(settings: Settings, started: Callable[[Listening], None] | None 
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, hurry: asyncio.Event | None = None) -> AsyncIterator[Listening]:
-    """The workers, listening; leaving the block drains and stops them. hurry: once set, ends their time to drain."""
+async def running(
+    settings: Settings, stop: asyncio.Event | None = None, hurry: asyncio.Event | None = None
+) -> AsyncIterator[Listening]:
+    """The workers, listening, unless `stop` was set before they did; leaving the block drains and stops them. hurry:
+    once set, ends their time to drain."""
     server.check(settings)
     sweep()
     with (
@@ -84,11 +91,11 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         scratch_folder() as folder,
     ):
         own = settings.with_ports(port, http_port)
-        hurry = hurry or asyncio.Event()
+        stop, hurry = stop or asyncio.Event(), hurry or asyncio.Event()
         workers = [_Worker(number + 1, own, folder, hurry) for number in range(settings.server.workers)]
         tasks = [asyncio.create_task(worker.keep()) for worker in workers]
         try:
-            await _all_ready(workers, tasks)
+            await _all_ready(workers, tasks, stop)
             yield _Ports(port, http_port)
         finally:
             for task in tasks:
@@ -131,15 +138,22 @@ def _reserve(host: str, port: int) -> socket.socket:
     return shared
 
 
-async def _all_ready(workers: list[_Worker], tasks: list[asyncio.Task[None]]) -> None:
-    """Returns when every worker serves. Raises what ends one of the tasks that keep them."""
-    waiting = [asyncio.create_task(_ready(workers)), *tasks]
+async def _all_ready(workers: list[_Worker], tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Returns when every worker serves, or nobody wants them to any more. Raises what ends one of the tasks that keep
+    them."""
+    waiting = [asyncio.create_task(_ready(workers)), asyncio.create_task(_set(stop))]
     try:
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            await task
+        done, _ = await asyncio.wait([*waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            for task in done:
+                await task
     finally:
-        waiting[0].cancel()
+        for task in waiting:
+            task.cancel()
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _ready(workers: list[_Worker]) -> None:
@@ -184,7 +198,7 @@ class _Worker:
             *(str(self._metrics), str(self._number)),
             stdin=PIPE,
             stdout=PIPE,
-            # A terminal's Ctrl-C reaches the parent only, which passes it on: to a worker, a second signal is another.
+            # A terminal's Ctrl-C reaches the parent only, which passes it on.
             start_new_session=True,
         )
         assert process.stdin
@@ -195,7 +209,7 @@ class _Worker:
     async def _end(self, process: Process) -> None:
         server = self._settings.server
         if process.returncode is None:
-            process.terminate()
+            process.send_signal(_STOP)
             hurrying = asyncio.create_task(self._pass_on(process))
             try:
                 await asyncio.wait_for(process.wait(), server.drain_delay_s + server.drain_s + _PATIENCE_S)
@@ -211,12 +225,14 @@ class _Worker:
         """Tells a process that is ending to hurry, once somebody says so."""
         await self._hurry.wait()
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+            process.send_signal(_HURRY)
 
 
 async def _work(settings: Settings, folder: Path, number: int) -> None:
     """The worker's side: serves until it is told to stop, or its parent is gone."""
     signals, loop = Signals(), asyncio.get_running_loop()
+    loop.add_signal_handler(_STOP, signals.stop.set)
+    loop.add_signal_handler(_HURRY, signals.hurry.set)
 
     def part() -> None:
         # The end of a parent's pipe would be told again and again.

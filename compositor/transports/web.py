@@ -31,6 +31,7 @@ FAREWELL_S: Final = 1.0
 _BACKLOG = 128
 _LOOK_S = 0.02
 """Period of the look at what is still open, while the server stops."""
+_CLOSE = b"connection", b"close"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class _Http(H11Protocol):
         _stop(self._requesting)
         _stop(self._stalled)
         super().connection_lost(exc)
+
+    def retire(self) -> None:
+        """Closes the connection, if it is idle; what has begun to come, a header say, is heard and answered first."""
+        if not self.conn.trailing_data[0]:
+            self.shutdown()
 
     def cut(self) -> None:
         """Ends the connection once what was written is taken; an answer under way ends here."""
@@ -176,6 +182,8 @@ class _App:
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app
+        self.parting = False
+        """Whether each answer is the last of its connection, and says so."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         begun = scope["type"] != "http"
@@ -183,13 +191,15 @@ class _App:
         async def noted(message: Any) -> None:
             nonlocal begun
             begun = True
+            if self.parting and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), _CLOSE]
             await send(message)
 
         try:
             await self._app(scope, receive, noted)
         except asyncio.CancelledError:
             if not begun:
-                headers = [(b"content-type", b"text/plain"), (b"retry-after", b"1"), (b"connection", b"close")]
+                headers = [(b"content-type", b"text/plain"), (b"retry-after", b"1"), _CLOSE]
                 await send({"type": "http.response.start", "status": 503, "headers": headers})
                 await send({"type": "http.response.body", "body": b"the service stops\n"})
 
@@ -197,6 +207,11 @@ class _App:
 class Server(uvicorn.Server):
     """uvicorn's server, which would take the process's signals for itself, and whose own shutdown closes WebSockets at
     once and reports an error where it was given no time and needed none."""
+
+    def __init__(self, config: uvicorn.Config, app: _App) -> None:
+        super().__init__(config)
+        self.servers = []
+        self._app = app
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -209,9 +224,12 @@ class Server(uvicorn.Server):
         """Takes no new connections, closes idle ones, and returns when all have ended. WebSockets end by themselves, or
         by their application."""
         self._refuse()
+        self._app.parting = True
+        # For requests that are on their way through this machine.
+        await asyncio.sleep(_LOOK_S)
         for connection in list(self.server_state.connections):
             if isinstance(connection, _Http):
-                connection.shutdown()
+                connection.retire()
         await self._empty()
 
     async def cut(self) -> int:
@@ -279,8 +297,9 @@ async def serving(
     """Serves an ASGI app on a listening socket, which it closes in the end. Leaving the block cuts off what was not
     drained before."""
     patience = patience or Patience()
+    whole = _App(app)
     config = uvicorn.Config(
-        _App(app),
+        whole,
         http=cast(Any, functools.partial(_Http, patience, settings.max_connections)),
         ws=cast(Any, functools.partial(_WebSocket, patience)),
         ws_max_size=settings.max_message_mb << 20,
@@ -295,7 +314,7 @@ async def serving(
         server_header=False,
         backlog=_BACKLOG,
     )
-    server = Server(config)
+    server = Server(config, whole)
     running = asyncio.create_task(server.serve([listening]), name="http")
     try:
         yield server

@@ -83,6 +83,8 @@ class Conversations:
         assert task is not None
         self._tasks.add(task)
         self._talking.add(task)
+        if self._stopping:  # since its handshake began
+            task.cancel()
         try:
             try:
                 await _talk(self._live, socket, entry.span)

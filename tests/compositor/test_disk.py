@@ -1,5 +1,5 @@
 """Room on the disk: what is found wrong, what is said about it, and that it passes. The file systems are real in
-tests/integration/test_lifecycle.py."""
+tests/integration/test_starts.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from compositor.errors import DiskFull
 from ..integration.waiting import until
 
 
-def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=size // 4096, f_frsize=4096))
+def free(monkeypatch: pytest.MonkeyPatch, size: int, whole: int = 1 << 30) -> None:
+    status = SimpleNamespace(f_blocks=whole // 4096, f_bavail=size // 4096, f_frsize=4096)
+    monkeypatch.setattr("os.statvfs", lambda path: status)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -45,6 +46,12 @@ def test_little_room_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.message == (
         f"{tmp_path}: less than 8 MiB free; free some space there, or set TMPDIR to a folder with room"
     )
+
+
+def test_a_file_system_without_a_size_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ramfs says, and tmpfs where it has no limit."""
+    free(monkeypatch, 0, whole=0)
+    check_room(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])

@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -411,6 +412,44 @@ async def test_sockets_talk_on_while_it_drains() -> None:
         await client.close()
         await draining
     assert server.app.codes == [1000]
+
+
+async def test_a_request_that_has_begun_to_come_is_answered() -> None:
+    async with served(drain_s=30) as server:
+        reader, writer = await server.open()
+        writer.write(GET[:9])
+        await becomes(lambda: any(each.conn.trailing_data[0] for each in connections(server)))
+        idle_reader, idle_writer = await server.open()
+        await becomes(lambda: len(connections(server)) == 2)
+        draining = asyncio.create_task(server.server.drain())
+        assert await ends(idle_reader) == b"", "idle connections are closed meanwhile"
+        await closes(idle_writer)
+        writer.write(GET[9:])
+        answer = await ends(reader)
+        await draining
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close\r\n" in answer
+    await closes(writer)
+
+
+def connections(server: Served) -> list[Any]:
+    """Those that are open."""
+    return list(server.server.server_state.connections)
+
+
+async def test_the_last_answer_of_a_connection_says_so() -> None:
+    """A client that has sent another request already knows by that to send it elsewhere."""
+    async with served(drain_s=30) as server:
+        reader, writer = await server.open()
+        writer.write(GET.replace(b"/ ", b"/slow ", 1) + GET)
+        await server.app.begun.wait()
+        draining = asyncio.create_task(server.server.drain())
+        await becomes(lambda: not server.server.servers[0].is_serving())
+        server.app.go.set()
+        answer = await ends(reader)
+        await draining
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"connection: close\r\n") == 1
+    await closes(writer)
 
 
 async def test_sockets_that_are_cut_off_get_a_code() -> None:

@@ -86,9 +86,11 @@ async def test_workers_share_ports_and_one_that_dies_is_replaced(tmp_path: Path)
         assert len(listeners(ports.http_port)) == 2
         assert await answers(ports.port)
         os.kill(min(first), signal.SIGKILL)
-        await until(lambda: len(children() - first - others) == 1 and len(listeners(ports.http_port)) == 2)
+        os.kill(max(first), signal.SIGTERM)
+        await until(lambda: len(children() - first - others) == 2 and len(listeners(ports.http_port)) == 2)
         second = children() - others
         assert len(second) == 2
+        assert not first & second
         for _ in range(8):
             assert await answers(ports.port)
         text = await asyncio.to_thread(read, ports.http_port, "/metrics")
@@ -137,8 +139,12 @@ async def test_what_goes_wrong_later_is_no_fault_of_the_ports(tmp_path: Path) ->
             raise FileNotFoundError("a file of somebody else's")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
-async def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, status: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "to_all", "status"),
+    [(signal.SIGTERM, False, 0), (signal.SIGTERM, True, 0), (signal.SIGKILL, False, -signal.SIGKILL)],
+)
+async def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, to_all: bool, status: int) -> None:
+    """Told as they start: by a signal to their parent, or to each of them, too."""
     settings = tmp_path / "settings.yaml"
     settings.write_text(settings_of(tmp_path).model_dump_json())
     parent = await asyncio.create_subprocess_exec(sys.executable, "-m", "compositor", str(settings))
@@ -146,6 +152,8 @@ async def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Sign
         await until(lambda: len(children(parent.pid)) == 2)
         started = children(parent.pid)
         parent.send_signal(number)
+        for pid in started if to_all else ():
+            os.kill(pid, number)
         assert await asyncio.wait_for(parent.wait(), LONGEST_S) == status
         await until(lambda: not any(alive(pid) for pid in started))
     finally:

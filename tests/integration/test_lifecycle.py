@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +134,27 @@ def test_a_signal_during_the_start_ends_it_as_well(stack: Stack, tmp_path: Path)
         ended(service)
 
 
+def test_a_signal_while_libraries_are_loaded_ends_it_at_once(tmp_path: Path) -> None:
+    """Told as its own modules begin to be imported, before it reads its settings."""
+    code = (
+        "import os, signal, sys\n"
+        "import compositor.__main__ as m\n"
+        "class Told:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'compositor.workers': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Told())\n"
+        "raise SystemExit(m.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "none"], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 # Live sessions.
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_speech_is_shown_to_its_end_and_idle_sessions_end_at_once(start: Start, workers: int) -> None:
+    """Told once, or as systemd does it: each of its processes."""
     with start(drain_s=60, workers=workers) as service, client(service) as (_, stub):
         viewers: list[Viewer] = [Caller(stub, b""), Caller(stub, SPEECH), Guest(service, b""), Guest(service, SPEECH)]
         for viewer in viewers:
@@ -144,7 +162,8 @@ def test_speech_is_shown_to_its_end_and_idle_sessions_end_at_once(start: Start, 
         with connect(f"ws://{service.http_address}/ws/avatar") as silent:
             started = descendants(service.process.pid)
             assert len(started) == (0 if workers == 1 else workers)
-            service.process.send_signal(signal.SIGTERM)
+            for pid in (service.process.pid, *started):
+                os.kill(pid, signal.SIGTERM)
             for viewer in (viewers[0], viewers[2]):
                 viewer.join()
             assert service.process.poll() is None, "the others speak"
@@ -203,39 +222,61 @@ def frozen(stack: Stack, triton_home: Path) -> Iterator[EmbeddedTriton]:
                 os.kill(triton.pid, signal.SIGCONT)
 
 
+@contextlib.contextmanager
+def loading(settings: Path, triton: EmbeddedTriton) -> Iterator[tuple[Service, Future[str]]]:
+    """A service, and what becomes of a call to it: Triton hangs as it loads the call's model."""
+    with serving(settings) as service, client(service) as (channel, stub), ThreadPoolExecutor(1) as pool:
+        watch(channel)
+        assert triton.pid is not None
+        os.kill(triton.pid, signal.SIGSTOP)
+        status = pool.submit(code_of, generate(stub))
+        until(lambda: under_way(service) == 1)
+        yield service, status
+
+
 @pytest.mark.parametrize(("workers", "signals"), [(1, 1), (1, 2), (2, 2)])
 def test_a_load_that_hangs_is_left(
     frozen: EmbeddedTriton, stack: Stack, tmp_path: Path, workers: int, signals: int
 ) -> None:
-    """Triton hangs as the call's model is loaded; the call's own time is long."""
+    """The call's own time is long."""
     server = {"drain_s": 0.3 if signals == 1 else 600, "workers": workers}
     settings = write_settings(tmp_path, stack.repository, frozen.grpc, server=server)
-    with serving(settings) as service, client(service) as (channel, stub):
-        watch(channel)
-        assert frozen.pid is not None
-        os.kill(frozen.pid, signal.SIGSTOP)
-        call = generate(stub)
-        code = ""
-
-        def wait() -> None:
-            nonlocal code
-            code = code_of(call)
-
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        until(lambda: under_way(service) == 1)
+    with loading(settings, frozen) as (service, status):
         service.process.send_signal(signal.SIGTERM)
         if signals == 2:
             service.says("draining")
             service.process.send_signal(signal.SIGTERM)
-        waiting.join(60)
+        assert status.result() == "UNAVAILABLE"
         ended(service)
-        assert code == "UNAVAILABLE"
         assert "the time to drain is over; cut off: 1 call\n" in service.said
 
 
+def test_a_load_that_comes_is_waited_for(frozen: EmbeddedTriton, stack: Stack, tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, stack.repository, frozen.grpc, server={"drain_s": 60})
+    with loading(settings, frozen) as (service, status):
+        service.process.send_signal(signal.SIGTERM)
+        service.says("draining, at most 60 s: 1 call\n")
+        assert frozen.pid is not None
+        os.kill(frozen.pid, signal.SIGCONT)
+        assert status.result() == "OK"
+        ended(service)
+        assert "cut off" not in service.said
+
+
+def test_a_triton_that_hangs_from_the_start_holds_nobody(frozen: EmbeddedTriton, stack: Stack, tmp_path: Path) -> None:
+    """While a tenant is to be loaded that nobody asked for yet."""
+    assert frozen.pid is not None
+    os.kill(frozen.pid, signal.SIGSTOP)
+    residency = {"preload": ["avatar"]}
+    settings = write_settings(tmp_path, stack.repository, frozen.grpc, server={"drain_s": 600}, residency=residency)
+    with serving(settings) as service:
+        service.process.send_signal(signal.SIGTERM)
+        ended(service)
+        assert "nothing is under way" in service.said
+
+
 def under_way(service: Service) -> int:
-    """Requests to Triton, or for a model, of all workers."""
+    """How many models were asked for that are not loaded, of all workers."""
     text = httpx.get(f"http://{service.http_address}/metrics").text
     lines = [line for line in text.splitlines() if line.startswith("lipsync_model_misses_total{")]
     return sum(float(line.split()[-1]) > 0 for line in lines)

@@ -114,7 +114,7 @@ def test_what_a_kill_leaves_the_next_start_takes_away(stack: Stack, tmp_path: Pa
     server = {"workers": workers, "drain_s": 0.5}
     settings = write_settings(tmp_path, stack.repository, stack.triton.grpc, server=server)
     kept = set(regions(stack.triton))
-    for _ in range(3):
+    for _ in range(2):
         with serving(settings, TMPDIR=str(folder)) as service, client(service) as (_, stub):
             ready(service)
             assert code_of(generate(stub)) == "OK"
@@ -171,6 +171,22 @@ def test_up_leaves_no_triton(stack: Stack, tmp_path: Path, numbers: list[signal.
             until(lambda: not any(alive(pid) for pid in started))
             until(lambda: not [path for pid in started for path in Path("/dev/shm").glob(f"lipsync-triton-*-{pid}-*")])
             until(lambda: not list(folder.glob("lipsync-*")))
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_up_that_is_told_while_triton_starts_ends_well(stack: Stack, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "lipsync", "up", "-r", str(stack.repository), "--port", "0", "--http-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            until(lambda: bool(descendants(process.pid)))
+            process.send_signal(number)
+            started = descendants(process.pid)
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 0
+            assert b"Traceback" not in said
+            until(lambda: not any(alive(pid) for pid in started))
         finally:
             process.kill()
 

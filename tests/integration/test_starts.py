@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -138,31 +137,21 @@ def readiness(service: Service) -> tuple[int, str]:
 
 
 def test_a_log_that_cannot_be_written_keeps_nobody_from_serving(stack: Stack, tmp_path: Path) -> None:
-    """/dev/full stands for a disk that is full where the log goes; the ports are known beforehand."""
-    grpc_port, http_port = free_ports(2)
-    settings = write_settings(
-        tmp_path, stack.repository, stack.triton.grpc, server={"port": grpc_port}, http={"port": http_port}
-    )
-    with Path("/dev/full").open("w") as full:
-        process = subprocess.Popen([sys.executable, "-m", "compositor", settings], stderr=full)
+    """/dev/full stands for a disk that is full where the log goes; `lipsync serve` tells its ports elsewhere."""
+    settings = write_settings(tmp_path, stack.repository, stack.triton.grpc)
+    command = [sys.executable, "-m", "lipsync", "serve", "--config", str(settings)]
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=full, text=True) as process,
+    ):
         try:
-            until(lambda: is_ready(http_port))
+            assert process.stdout is not None
+            port = int(process.stdout.readline().partition("(gRPC) and ")[2].split()[0])
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
             process.terminate()
             assert process.wait(60) == 0
         finally:
             process.kill()
-            process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as sockets:
-        return [sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
-
-
-def is_ready(port: int) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    return False
 
 
 def test_many_files_may_be_open(stack: Stack, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Caller(Viewer):
     def __init__(self, stub: pb_grpc.LipsyncStub, speech: bytes, *, whole: bool = True) -> None:
         super().__init__()
         self._stub, self._speech, self._whole = stub, speech, whole
-        self.waits_for = "playback_started" if speech else "frame"
+        self.waits_for = "audio" if speech else "frame"
         self._acks: list[int] = []
         self._news = threading.Condition()
         self._over = False
@@ -103,7 +103,7 @@ class Guest(Viewer):
     def __init__(self, service: Service, speech: bytes) -> None:
         super().__init__()
         self._url, self._speech = f"ws://{service.http_address}/ws/avatar", speech
-        self.waits_for = "playback_started" if speech else "frame"
+        self.waits_for = "audio" if speech else "frame"
 
     def _run(self) -> None:
         with connect(self._url, compression=None, max_size=None) as socket:

@@ -14,6 +14,7 @@ from compositor.errors import SettingsInvalid, TritonUnavailable
 from compositor.logs import set_up_logging
 from compositor.manifest import tenant_names
 from compositor.settings import LoggingSettings, Settings, read_settings
+from compositor.signals import ignore_signals, leave_when_told
 from compositor.workers import Listening
 from compositor.workers import serve as serve_compositor
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
@@ -46,15 +47,16 @@ def triton(
     log: Log = None,
 ) -> None:
     """Run the embedded Triton, supervised, until Ctrl-C."""
+    leave_when_told()
     server = EmbeddedTriton(
         repository, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, log_path=log
     )
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     set_up_logging(LoggingSettings())
     install(default_home(), err.print)
     with server:
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         say(f"Triton is ready: gRPC {server.grpc}, HTTP {server.http}, metrics {server.metrics}")
         while not stop.wait(WATCH_EVERY_S):
             if not server.alive:
@@ -70,9 +72,13 @@ def serve(
     workers: Workers = None,
 ) -> None:
     """Run the compositor alone, against a Triton that runs already."""
+    leave_when_told()
     settings = read_settings(config, options=_options(triton, repository, port, http_port, workers))
     set_up_logging(settings.logging)
-    asyncio.run(serve_compositor(settings, _announce))
+    try:
+        asyncio.run(serve_compositor(settings, _announce))
+    finally:
+        ignore_signals()
 
 
 def up(
@@ -84,6 +90,7 @@ def up(
     log: Log = None,
 ) -> None:
     """Run the embedded Triton and the compositor together, until Ctrl-C."""
+    leave_when_told()
     settings = read_settings(config, options=_options(None, repository, port, http_port, workers))
     _find_repository(settings.model_repository)
     set_up_logging(settings.logging)
@@ -92,9 +99,7 @@ def up(
         try:
             asyncio.run(_serve_with(server, settings.with_triton(server.grpc)))
         finally:
-            # Triton ends within a second or two, and impatience would only spoil the exit status.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+            ignore_signals()
 
 
 def _find_repository(path: Path) -> None:
