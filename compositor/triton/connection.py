@@ -70,6 +70,8 @@ def translate(error: InferenceServerException) -> LipsyncError:
         return Overloaded("Triton's queue for this tenant is full", retry_after_s=0.2)
     if "Request timeout expired" in message:
         return Overloaded("Triton's queue for this tenant is too long for the time given", retry_after_s=0.5)
+    if status == "CANCELLED" and not message.startswith("Locally"):
+        return TritonUnavailable("Triton ended the request; it may be stopping", retry_after_s=1)
     if status in ("DEADLINE_EXCEEDED", "CANCELLED"):
         return NoAnswer("Triton did not answer in time")
     if status == "UNAVAILABLE":
@@ -131,9 +133,11 @@ class Connection:
 
     async def ping(self, wait_s: float) -> bool:
         """Whether Triton takes requests. Raises TritonUnavailable, and NoAnswer after `wait_s`."""
-        ready = await self._send(lambda client: client.is_server_ready(client_timeout=wait_s))
+        # Not ServerReady: by Triton's default it says no while any model is loaded or unloaded, and for as long as one
+        # that failed to load is in its index. While Triton 2.51 starts nothing answers, and when it stops both raise.
+        live = await self._send(lambda client: client.is_server_live(client_timeout=wait_s))
         self._hangs = False
-        return bool(ready)
+        return bool(live)
 
     def give_up(self) -> None:
         """Triton accepts requests and does not answer: those in flight fail at once, with GivenUp, and so do further

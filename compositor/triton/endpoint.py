@@ -3,14 +3,16 @@
 The one place that judges a server's health. It goes down with the first connection that fails; only a ping that is
 answered brings it back. That a server hangs, which accepts and never answers, is told from its being slow by this:
 
-- A ping (ServerReady) waits for no model, no load and no batch. Of a real Triton on 2 cores that had 24 other busy
-  processes, more requests than it could serve, and models coming and going, the slowest of 316 took 0.4 s.
+- A ping (ServerLive) waits for no model, no load and no batch. Of a real Triton on 2 cores that had 24 other busy
+  processes, more requests than it could serve, and models coming and going, the slowest of 316 took 0.4 s; these were
+  pings by ServerReady, which asks for more.
 - A ping is not taken back when it is late: a late answer is the best sign that the server is slow. While it is out, it
   is looked every `LOOK_S` whether anything was answered. Whatever was, a frame, a load or the ping, is a sign of life.
 - `SILENT_LOOKS` in a row without any, and the server hangs. Looks that this process itself was too late for say
   nothing of the server.
 
-To be wrong is not dear: requests are made again elsewhere, and the next ping that is answered brings the server back.
+To be wrong costs the requests in flight: they are made again elsewhere, and the memory that their answers may still be
+written into is out of use until the server, which the next ping that is answered brings back, has ended it (`slots`).
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class _Search:
         self._reason = reason
 
     def is_unavailable(self, endpoint: Endpoint | None, falls: int, error: TritonUnavailable) -> None:
-        """Raises the error, or that there was no room elsewhere, where waiting and asking others does not help any more.
+        """Raises the error, or that the others have no room, where waiting and asking them does not help any more.
 
         falls: how often the server had been down when it was asked.
         """

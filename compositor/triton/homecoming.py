@@ -8,6 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 
 from ..deadline import Deadline
 from ..errors import EncoderMissing, LipsyncError, Overloaded, TenantBroken
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 PERIOD_S = 1.0
 """At most one tenant sets out in so long: its server has others to serve, and the loads cost them time."""
 MOST_UNDER_WAY = 2
-"""Tenants on their way to one server: a load that takes long, or is never answered, holds back nobody else."""
+"""Tenants on their way to one server: one whose load takes long holds back no other."""
 AGAIN_S = 10.0
 """A tenant that could not return is left where it is for so long."""
 
@@ -29,14 +30,20 @@ class Homecoming:
     """The way back of tenants that are elsewhere, and the end of the copies that they leave behind."""
 
     def __init__(
-        self, placement: Placement, load_timeout_s: float, min_resident_s: float, facts: Callable[[str], Facts]
+        self,
+        placement: Placement,
+        load_timeout_s: float,
+        min_resident_s: float,
+        facts: Callable[[str], Facts],
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """min_resident_s: a copy left behind goes when nobody, another compositor included, used it for so long. facts:
-        what the files say of a model."""
+        what the files say of a model. now_s: seconds that only grow."""
         self._placement = placement
         self._load_timeout_s = load_timeout_s
         self._min_resident_s = min_resident_s
         self._facts = facts
+        self._now_s = now_s
         self._homes: dict[str, Endpoint] = {}
         """Where those who have set out go."""
         self._again_s: dict[str, float] = {}
@@ -61,7 +68,7 @@ class Homecoming:
 
     def step(self) -> None:
         """Lets one more tenant set out, and looks at what those before it left behind; waits for neither."""
-        now_s = time.monotonic()
+        now_s = self._now_s()
         self._again_s = {tenant: at_s for tenant, at_s in self._again_s.items() if at_s > now_s}
         self._placement.look()
         found = self._placement.displaced(self._may_set_out) or self._placement.spilled(self._may_set_out)
@@ -69,10 +76,10 @@ class Homecoming:
             tenant, here, home = found
             self._homes[tenant] = home
             self._placement.disturb(home)
-            self._begin(tenant, lambda: self._bring(tenant, here, home))
+            self._begin(tenant, partial(self._bring, tenant, here, home))
         for endpoint, left in self._left.items():
             if left and endpoint not in self._tasks:
-                self._begin(endpoint, lambda endpoint=endpoint: self._tidy(endpoint))  # type: ignore[misc]
+                self._begin(endpoint, partial(self._tidy, endpoint))
 
     async def settle(self) -> None:
         """Returns when what was begun has ended."""
@@ -103,9 +110,11 @@ class Homecoming:
         except Overloaded as error:
             log.info("%s returns to %s when there is room: %s", tenant, home.name, error.message)
             self._placement.wait_for_room(tenant, home)
-        except LipsyncError as error:
+        except Exception as error:
+            self._again_s[tenant] = self._now_s() + AGAIN_S
+            if not isinstance(error, LipsyncError):
+                raise
             log.info("%s cannot return to %s yet: %s", tenant, home.name, error.message)
-            self._again_s[tenant] = time.monotonic() + AGAIN_S
         else:
             self._arrive(tenant, own, here, home)
         finally:
@@ -130,7 +139,7 @@ class Homecoming:
         self._placement.move(tenant, home)
         log.info("%s is back on %s", tenant, home.name)
         for model in own:
-            self._left[here][model] = (-1, time.monotonic())
+            self._left[here][model] = (-1, self._now_s())
 
     async def _tidy(self, endpoint: Endpoint) -> None:
         """Unloads the copies left there whose count of uses has stood still for long enough."""
@@ -139,7 +148,7 @@ class Homecoming:
             uses = await endpoint.triton.uses()
             for model in list(left):
                 count, since_s = left[model]
-                use, now_s = uses.get(model), time.monotonic()
+                use, now_s = uses.get(model), self._now_s()
                 if use is None or not endpoint.up or self._placement.at(tenant_of(model)) is endpoint:
                     del left[model]
                 elif use.count != count:

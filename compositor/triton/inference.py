@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +59,8 @@ class Triton(Control):
         request waited for one of `triton.slots`."""
         super().__init__(settings, endpoint, repository)
         self._queued = queued
-        self._slots = Slots(
-            settings.slots, settings.slot_frames * MOUTH_BYTES, self._register, settings.shared_memory == "auto"
-        )
+        slot_bytes, wanted = settings.slot_frames * MOUTH_BYTES, settings.shared_memory == "auto"
+        self._slots = Slots(settings.slots, slot_bytes, self._register, self._end, wanted)
         self._tasks: set[asyncio.Task[Mouths]] = set()
 
     @property
@@ -84,7 +83,8 @@ class Triton(Control):
 
     def give_up(self) -> None:
         """Triton hangs: every request fails with TritonUnavailable, those in flight at once, until a `ping` is
-        answered. Slots that wait for an answer are not used again, for Triton may still write into them."""
+        answered. Slots that wait for an answer are not used again, for Triton may still write into them; their memory
+        is taken back once it does not."""
         self._connection.give_up()
 
     async def embeddings(self, encoder: str, windows: NDArray[np.float32], deadline: Deadline) -> NDArray[np.float32]:
@@ -193,15 +193,30 @@ class Triton(Control):
         await self._sweep()
         return True
 
+    async def _end(self, regions: Sequence[Region]) -> list[Region]:
+        """Makes Triton end regions. Those that are gone; it keeps one for as long as a request that it has names it."""
+        await asyncio.gather(*(self._unregister(region.name) for region in regions))
+        try:
+            kept = await self._mapped()
+        except LipsyncError as error:
+            log.debug("%s: %s", self.endpoint, error.message)
+            return []
+        return [region for region in regions if region.name not in kept]
+
+    async def _mapped(self) -> list[str]:
+        """The names of all regions that Triton has mapped, for whomever."""
+        status = await self._ask(lambda client: client.get_system_shared_memory_status(client_timeout=_BRIEF_S))
+        return list(status.regions)
+
     async def _sweep(self) -> None:
         """Ends the regions that processes left behind which were killed. Only where Triton has just mapped one of ours:
         then its /dev/shm is this process's own, and what is not known there is nobody's."""
         try:
-            status = await self._ask(lambda client: client.get_system_shared_memory_status(client_timeout=_BRIEF_S))
+            names = await self._mapped()
         except LipsyncError as error:
             log.debug("%s: %s", self.endpoint, error.message)
             return
-        for name in status.regions:
+        for name in names:
             if is_left_behind(name):
                 await self._unregister(name)
         sweep_locks()

@@ -65,7 +65,7 @@ def test_a_sound_triton(stack: Stack) -> None:
     found = list(check_triton(stack.triton.grpc, stack.repository))
     assert states(found) == [State.OK] * 6, found
     assert [finding.found for finding in found] == [
-        "version 2.51.0 is ready",
+        "version 2.51.0 takes requests",
         "models may be loaded and unloaded",
         "it sees all of 3 tenants",
         "a model loads into the backend `onnxruntime` and runs",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -13,21 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import onnx
 import pytest
+import tritonclient.grpc as triton
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
 
+from compositor.deadline import Deadline
+from compositor.errors import TenantBroken, TritonUnavailable
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
-from compositor.settings import Settings
+from compositor.settings import Settings, TritonSettings
+from compositor.triton.connection import GivenUp
+from compositor.triton.inference import Mouths, Triton
+from compositor.triton.shared_memory import Region
+from compositor.triton.slots import MOST_REGIONS
 from lipsync import architecture
+from lipsync.graph_builder import GraphBuilder
 from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant, remove_tenant
 from lipsync.sources import open_source
+from lipsync.tritonserver import EmbeddedTriton, TritonHome
 
 from ..conftest import ServiceThread, Stack, connect, running_stack, silent, write_small_source
 from .waiting import until
@@ -137,6 +151,156 @@ def test_triton_killed_under_load_costs_no_request(small: Stack, slots: int) -> 
             thread.join()
         service.stop()
     assert all(answers)
+
+
+async def test_triton_takes_requests_while_models_come_and_go_however_it_was_started(
+    small: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --strict-readiness=false it says itself that it is not ready."""
+    command = EmbeddedTriton._command
+
+    def with_defaults(self: EmbeddedTriton, home: TritonHome, server_id: str) -> list[str]:
+        return [word for word in command(self, home, server_id) if not word.startswith("--strict-readiness")]
+
+    monkeypatch.setattr(EmbeddedTriton, "_command", with_defaults)
+    with EmbeddedTriton(small.repository) as server, triton.InferenceServerClient(server.grpc) as client:
+        asking = Triton(TritonSettings(), server.grpc)
+        for name in ("one", "two"):
+            await asking.load(name)
+        client.unload_model("one")
+        said_ready = []
+        while (await asking.states()).get("one"):
+            said_ready.append(client.is_server_ready())
+            assert await asking.ping(30)
+        with pytest.raises(TenantBroken):
+            await asking.load("nobody")
+        assert await asking.ping(30)
+        await asking.close()
+    assert False in said_ready
+
+
+async def test_a_triton_that_stops_takes_no_requests_and_one_that_starts_takes_loads(small: Stack) -> None:
+    asking = Triton(TritonSettings(), small.triton.grpc)
+    await asking.load("one")
+    assert small.triton.pid is not None
+    os.kill(small.triton.pid, signal.SIGTERM)
+    with contextlib.suppress(TritonUnavailable):
+        while await asking.ping(30):
+            pass
+    takes_requests = False
+    while not takes_requests:
+        with contextlib.suppress(TritonUnavailable):
+            takes_requests = await asking.ping(30)
+    await asking.load("two")
+    await asking.close()
+
+
+@contextlib.contextmanager
+def hung(server: EmbeddedTriton) -> Iterator[None]:
+    """Meanwhile it accepts and does not answer."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_memory_is_taken_back_from_a_triton_that_hung_and_its_late_answers_harm_nobody(
+    small: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = Triton(TritonSettings(slots=2, slot_frames=1), small.triton.grpc)
+    for name in ("one", "two"):
+        await asking.load(name)
+
+    async def mouths(tenant: str) -> Mouths:
+        return await asking.mouths(tenant, np.zeros(1, np.int32), ONE, Deadline.after(60))
+
+    with triton.InferenceServerClient(small.triton.grpc) as client:
+        others = set(client.get_system_shared_memory_status().regions)
+        (await mouths("one")).release()
+        for _ in range(2 * MOST_REGIONS):
+            held = await mouths("two")
+            expected = held.crops.copy()
+            with hung(small.triton):
+                asked = asyncio.create_task(mouths("one"))
+                await asyncio.wait([asked], timeout=0.05)  # it is on its way
+                asking.give_up()
+                with pytest.raises(GivenUp):
+                    await asked
+            while not await asking.ping(30):
+                pass
+            newer = await mouths("one")
+            assert np.array_equal(held.crops, expected)
+            assert not np.shares_memory(held.crops, newer.crops)
+            for each in (held, newer):
+                each.release()
+            own = set(client.get_system_shared_memory_status().regions) - others
+            assert 1 <= len(own) <= MOST_REGIONS
+        await asking.close()
+        assert set(client.get_system_shared_memory_status().regions) == others
+    assert "mouths come as tensors" not in caplog.text
+
+
+SLOW = {
+    "backend": "onnxruntime",
+    "max_batch_size": 0,
+    "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [1]}],
+    "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [1, 1]}],
+    "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
+}
+
+
+def slow_model(size: int = 1200, products: int = 80) -> onnx.ModelProto:
+    """Multiplies matrices for about a second, and answers with something else than 0."""
+    graph = GraphBuilder("slow")
+    x, small, row = graph.input("x", [1]), np.full((size, 1), 1e-3, np.float32), np.ones((1, size), np.float32)
+    column = graph.node("Mul", [x, graph.constant("small", small)], "column")
+    first = matrix = graph.node("MatMul", [column, graph.constant("row", row)], "first")
+    for number in range(products):
+        matrix = graph.node("MatMul", [matrix, first], f"product_{number}")
+    graph.node("ReduceMax", [graph.node("Exp", [matrix], "positive")], "most", output="y")
+    graph.output("y", [1, 1], TensorProto.FLOAT)
+    return graph.model()
+
+
+def test_triton_keeps_memory_that_a_request_names_until_it_has_answered_it(small: Stack) -> None:
+    """Also where nobody waits for the answer any more: what `slots` takes back rests upon it."""
+    region = Region(4, 4096)
+    tensor = triton.InferInput("x", [1], "FP32")
+    tensor.set_data_from_numpy(np.full(1, 1e-3, np.float32))
+    with triton.InferenceServerClient(small.triton.grpc) as client:
+        files = {"file:1/model.onnx": slow_model().SerializeToString()}
+        client.load_model("slow", config=json.dumps(SLOW), files=files)
+        client.register_system_shared_memory(region.name, region.key, region.size)
+        region.forget_name()
+        with triton.InferenceServerClient(small.triton.grpc) as leaving:
+            for slot in range(4):
+                answer = triton.InferRequestedOutput("y")
+                answer.set_shared_memory(region.name, 4, region.offset(slot))
+                leaving.async_infer("slow", [tensor], lambda result, error: None, outputs=[answer])
+            # Those wait, so one is being worked on.
+            until(lambda: pending(small.triton, "slow") > 0)
+        refused = 0
+        while region.name in client.get_system_shared_memory_status().regions:
+            with contextlib.suppress(InferenceServerException):
+                client.unregister_system_shared_memory(region.name)
+                break
+            refused += 1
+        written = [bool(region.view(slot, 4).any()) for slot in range(4)]
+        client.unload_model("slow")
+        until(lambda: "slow" not in small.triton.resident)
+    region.let_go()
+    assert refused
+    assert any(written)
+    assert [bool(region.view(slot, 4).any()) for slot in range(4)] == written
+
+
+def pending(server: EmbeddedTriton, model: str) -> float:
+    """How many requests wait in Triton for those before them."""
+    text = httpx.get(f"http://{server.metrics}/metrics", timeout=60).text
+    name = "nv_inference_pending_request_count{"
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name) and f'"{model}"' in line)
 
 
 def test_triton_killed_in_the_middle_of_a_stream(small: Stack, small_stub: pb_grpc.LipsyncStub, tone: Tone) -> None:
@@ -282,8 +446,6 @@ def test_nothing_stays_in_shared_memory(small: Stack, small_stub: pb_grpc.Lipsyn
 
 
 def test_requests_of_several_callers_share_batches(small: Stack, small_stub: pb_grpc.LipsyncStub) -> None:
-    import tritonclient.grpc as triton
-
     ask(small_stub, "one")
 
     def counts() -> tuple[int, int]:

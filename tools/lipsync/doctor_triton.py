@@ -1,4 +1,4 @@
-"""What a Triton is asked to see whether it can serve: readiness, its key, control, repository, backend, shared memory
+"""What a Triton is asked to see whether it can serve: its health, its key, control, repository, backend, shared memory
 and clock. A model of a few bytes is loaded, run and unloaded; nothing else is touched."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Examination:
 
     def findings(self) -> Iterator[Finding]:
         try:
-            yield self._readiness()
+            yield self._health()
             yield self._control()
             yield self._repository_seen()
             try:
@@ -74,10 +74,11 @@ class _Examination:
     def _wrong(self, found: str, advice: str) -> _Wrong:
         return _Wrong(self._found(State.WRONG, found, advice))
 
-    def _readiness(self) -> Finding:
+    def _health(self) -> Finding:
         try:
-            if not self.client.is_server_ready(client_timeout=_WAIT_S):
-                raise self._wrong("it answers, but is not ready", "see its log")
+            # By Triton's default ServerReady says no while any model is loaded or unloaded.
+            if not self.client.is_server_live(client_timeout=_WAIT_S):
+                raise self._wrong("it answers, but takes no requests", "see its log")
             version = self.client.get_server_metadata(client_timeout=_WAIT_S).version
         except InferenceServerException as error:
             if "UNIMPLEMENTED" in str(error.status()):
@@ -88,7 +89,7 @@ class _Examination:
                 found = "it cannot be reached"
                 advice = "start it (`lipsync triton`, or `lipsync up` for both), or set triton.endpoints"
             raise self._wrong(found, advice) from error
-        return self._found(State.OK, f"version {version} is ready")
+        return self._found(State.OK, f"version {version} takes requests")
 
     def _control(self) -> Finding:
         """Unloading what is not there is allowed, in explicit mode and with the key only."""

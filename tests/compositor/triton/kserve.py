@@ -39,9 +39,13 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         if name in self.deaf:
             await asyncio.get_running_loop().create_future()
 
-    async def ServerReady(self, request: Any, context: Any) -> pb.ServerReadyResponse:  # noqa: N802
+    async def ServerLive(self, request: Any, context: Any) -> pb.ServerLiveResponse:  # noqa: N802
         await self._turn("ping")
-        return pb.ServerReadyResponse(ready=True)
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> pb.ServerReadyResponse:  # noqa: N802
+        """As of a real one with --strict-readiness, its default, where a model did not load."""
+        return pb.ServerReadyResponse(ready=False)
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> pb.RepositoryModelLoadResponse:  # noqa: N802
         await self._turn("load")

@@ -66,6 +66,151 @@ async def test_one_tenant_a_step_returns_its_encoder_first(
     assert len(servers.triton["a"].loads) == 4
 
 
+async def test_an_encoder_that_the_tenant_does_not_need_does_not_matter(servers: Servers, placement: Placement) -> None:
+    homecoming = Homecoming(placement, 5, 0, lambda model: Facts(0, True, (), encoder="other"))
+    await displace(servers, placement)
+    servers.residency["a"].failures = {"encoder": TenantBroken("failed to poll")}
+    for _ in AT_A:
+        await step(homecoming)
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["a"]] * 3
+    assert "encoder" not in servers.residency["a"].models
+
+
+async def test_a_tenant_whose_encoder_does_not_load_returns_once_that_is_mended(
+    servers: Servers, placement: Placement
+) -> None:
+    def facts(model: str) -> Facts:
+        return Facts(0, True, (), encoder="encoder" if model == AT_A[0] else "")
+
+    now_s = 0.0
+    homecoming = Homecoming(placement, 5, 0, facts, lambda: now_s)
+    await displace(servers, placement)
+    servers.residency["a"].failures = {"encoder": TenantBroken("failed to poll")}
+    for _ in AT_A:
+        await step(homecoming)
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["a"], servers["a"]]
+    servers.residency["a"].failures.clear()
+    await step(homecoming)
+    assert placement.at(AT_A[0]) is servers["b"]  # it was tried just now
+    now_s = module.AGAIN_S
+    await step(homecoming)
+    assert placement.at(AT_A[0]) is servers["a"]
+
+
+class Stuck:
+    """Loads of these models at home never end, until they are let go."""
+
+    def __init__(self, servers: Servers, *models: str) -> None:
+        self._go, self._ensure = asyncio.Event(), servers.residency["a"].ensure
+        self._models = models
+        self.begun = asyncio.Event()
+        self.asked: list[str] = []
+        servers.residency["a"].ensure = self._wait  # type: ignore[method-assign]
+
+    async def _wait(self, model: str, deadline: Deadline) -> None:
+        self.asked.append(model)
+        if model in self._models:
+            self.begun.set()
+            await self._go.wait()
+        await self._ensure(model, deadline)
+
+    def let_go(self) -> None:
+        self._go.set()
+
+
+async def until_idle() -> None:
+    """What is under way gets as far as it can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_load_that_takes_long_holds_back_no_other(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    stuck = Stuck(servers, AT_A[0])
+    for _ in AT_A:
+        homecoming.step()
+        await until_idle()
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["a"], servers["a"]]
+    assert stuck.asked.count(AT_A[0]) == 1
+    stuck.let_go()
+    await homecoming.settle()
+    assert placement.at(AT_A[0]) is servers["a"]
+
+
+async def test_few_are_under_way_to_one_server_at_once(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    stuck = Stuck(servers, *AT_A)
+    for _ in range(5):
+        homecoming.step()
+        await until_idle()
+    assert [model for model in stuck.asked if model != "encoder"] == AT_A[: module.MOST_UNDER_WAY]
+    stuck.let_go()
+    await homecoming.settle()
+    await step(homecoming)
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["a"]] * 3
+
+
+async def test_servers_are_looked_at_while_a_load_takes_long(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    servers.residency["b"].roomy = False
+    at_b = next(tenant for tenant in map(str, range(60)) if ranked(tenant, "ab")[0] == "b")
+    assert placement.find(at_b, at_b, []) is servers["a"]
+    servers.residency["a"].models.add(at_b)
+    servers.residency["b"].roomy = True
+    stuck = Stuck(servers, *AT_A)
+    for _ in range(int(2 * CALM_S)):
+        homecoming.step()
+        await until_idle()
+    assert placement.at(at_b) is servers["b"]
+    stuck.let_go()
+    await homecoming.settle()
+
+
+async def test_a_tenant_that_is_removed_on_its_way_has_no_place(
+    servers: Servers, placement: Placement, homecoming: Homecoming
+) -> None:
+    await displace(servers, placement)
+    stuck = Stuck(servers, AT_A[0])
+    homecoming.step()
+    await until_idle()
+    placement.forget(AT_A[0])
+    stuck.let_go()
+    await homecoming.settle()
+    assert placement.at(AT_A[0]) is None
+
+
+async def test_the_watch_ends_with_all_that_it_began(
+    servers: Servers, placement: Placement, homecoming: Homecoming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PERIOD_S", 0)
+    await displace(servers, placement)
+    stuck = Stuck(servers, AT_A[0])
+    before = asyncio.all_tasks()
+    watching = asyncio.create_task(homecoming.watch())
+    await stuck.begun.wait()
+    watching.cancel()
+    await asyncio.wait([watching])
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_fault_of_our_own_on_the_way_is_told_and_the_next_one_sets_out(
+    servers: Servers, placement: Placement, homecoming: Homecoming, caplog: pytest.LogCaptureFixture
+) -> None:
+    await displace(servers, placement)
+    servers.residency["a"].failures = {AT_A[0]: RuntimeError("a fault of our own")}  # type: ignore[dict-item]
+    await step(homecoming)
+    assert "a fault of our own" in caplog.text
+    for _ in AT_A:
+        await step(homecoming)
+    assert placement.at(AT_A[1]) is servers["a"]
+
+
 async def test_copies_left_behind_are_unloaded_when_nobody_uses_them(
     servers: Servers, placement: Placement, homecoming: Homecoming
 ) -> None:

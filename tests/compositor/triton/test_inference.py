@@ -170,6 +170,7 @@ async def test_requests_that_triton_refused_cost_no_memory(monkeypatch: pytest.M
 
 async def test_answers_that_never_come_cost_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(*[SILENT] * 40, *[GOOD] * 3, GONE, GOOD)
+    wire.in_use = wire.known  # Triton still works on them
     triton = triton_with(monkeypatch, wire)
     for _ in range(40):
         with pytest.raises(DeadlinePassed):
@@ -181,6 +182,19 @@ async def test_answers_that_never_come_cost_bounded_memory(monkeypatch: pytest.M
         await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
     await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
     assert len(wire.regions) == MOST_REGIONS + 1
+
+
+async def test_regions_of_answers_that_never_came_end_once_triton_is_done_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire = Wire(*[SILENT] * 40, GOOD)
+    triton = triton_with(monkeypatch, wire)
+    for _ in range(40):
+        with pytest.raises(DeadlinePassed):
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+        assert wire.known == set(wire.regions[-1:])
+    (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+    assert len(wire.regions) == 21
 
 
 @pytest.mark.parametrize(

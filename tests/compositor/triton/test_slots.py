@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from compositor.deadline import Deadline
 from compositor.errors import Overloaded, TritonUnavailable
 from compositor.triton.shared_memory import Region
-from compositor.triton.slots import MOST_REGIONS, Slots
+from compositor.triton.slots import MOST_REGIONS, Lease, Slots
 
 
 class Registry:
-    """Where regions are registered; `fault` is raised instead."""
+    """Where regions are registered; `fault` is raised instead. It keeps those in `written` when told to end them."""
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
+        self.written: list[Region] = []
+        self.ended: list[Region] = []
         self.takes = True
         self.fault: Exception | None = None
+
+    async def end(self, regions: Sequence[Region]) -> list[Region]:
+        await asyncio.sleep(0)
+        gone = [region for region in regions if region not in self.written]
+        self.ended += gone
+        return gone
 
     async def register(self, region: Region) -> bool:
         await asyncio.sleep(0)
@@ -37,7 +51,7 @@ def registry() -> Registry:
 
 @pytest.fixture
 def slots(registry: Registry) -> Slots:
-    return Slots(3, 4096, registry.register, shared_memory=True)
+    return Slots(3, 4096, registry.register, registry.end, shared_memory=True)
 
 
 def soon() -> Deadline:
@@ -65,14 +79,126 @@ async def test_an_abandoned_slot_is_never_given_out_again(slots: Slots, registry
     assert len(registry.regions) == 2
 
 
-async def test_regions_are_bounded_until_triton_is_restarted(slots: Slots, registry: Registry) -> None:
+async def hang(slots: Slots) -> None:
+    """All that are in flight are given up."""
+    for lease in [await slots.lease(soon()) for _ in range(3)]:
+        assert lease.region
+        slots.abandon(lease)
+
+
+async def test_however_often_triton_hangs_there_is_memory_once_it_goes_on(slots: Slots, registry: Registry) -> None:
     for _ in range(3 * MOST_REGIONS):
-        slots.abandon(await slots.lease(soon()))
-    assert len(registry.regions) == MOST_REGIONS
-    assert (await slots.lease(soon())).region is None
+        await hang(slots)
+    assert registry.ended == registry.regions[:-1]
+    assert slots.mapped == registry.regions[-1:]
+
+
+async def test_regions_that_are_still_written_into_are_kept_and_bounded(
+    slots: Slots, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.written = registry.regions
+    for _ in range(MOST_REGIONS):
+        await hang(slots)
+    for _ in range(3):
+        tensors = await slots.lease(soon())
+        assert tensors.region is None
+        slots.release(tensors)
+    assert caplog.messages == ["no shared memory (too many answers never came): mouths come as tensors for 30 s"]
+    assert len(registry.regions) == len(slots.mapped) == MOST_REGIONS
+    assert not registry.ended
+    registry.written = registry.regions[1:]
+    monkeypatch.setattr(slots, "_not_before_s", 0.0)
+    assert (await slots.lease(soon())).region is registry.regions[-1]
+    assert registry.ended == registry.regions[:1]
+    assert slots.mapped == registry.regions[1:]
+
+
+async def test_regions_whose_answers_are_read_or_awaited_are_not_ended(slots: Slots, registry: Registry) -> None:
+    held, other, doubtful = [await slots.lease(soon()) for _ in range(3)]
+    slots.abandon(doubtful)
+    newer = await slots.lease(soon())
+    assert newer.region is not held.region
+    slots.release(other)
+    for _ in range(2):
+        slots.abandon(newer)
+        newer = await slots.lease(soon())
+    assert held.region not in registry.ended
+    slots.release(held)
+    for _ in range(3):
+        slots.abandon(newer)
+        newer = await slots.lease(soon())
+    assert registry.ended[0] is held.region
+
+
+async def test_a_restart_gives_memory_again(slots: Slots, registry: Registry) -> None:
+    registry.written = registry.regions
+    for _ in range(MOST_REGIONS):
+        await hang(slots)
+    slots.abandon(await slots.lease(soon()))
     slots.lost(None)
+    assert slots.mapped == []
     assert (await slots.lease(soon())).region is registry.regions[-1]
     assert len(registry.regions) == MOST_REGIONS + 1
+
+
+class Late:
+    """Requests come and go; each answer is written when it comes, and those whose requests were given up come late."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._held: list[tuple[Lease, int]] = []
+        self._late: list[NDArray[np.uint8]] = []
+        self._marks = itertools.count(1)
+
+    async def ask(self) -> None:
+        if len(self._held) < 3:
+            lease, mark = await self._slots.lease(soon()), next(self._marks) % 200 + 1
+            if lease.region is not None:
+                memory_of(lease)[:] = mark
+            self._held.append((lease, mark))
+
+    def give_up(self, number: int) -> None:
+        if self._held:
+            lease, _ = self._held.pop(number % len(self._held))
+            if lease.region is not None:
+                self._late.append(memory_of(lease))
+            self._slots.abandon(lease)
+
+    def read(self, number: int) -> None:
+        if self._held:
+            lease, _ = self._held.pop(number % len(self._held))
+            self._slots.release(lease)
+
+    def answer_late(self, number: int) -> None:
+        if self._late:
+            self._late.pop(number % len(self._late))[:] = 255
+
+    def check(self) -> None:
+        for lease, mark in self._held:
+            assert lease.region is None or (memory_of(lease) == mark).all()
+
+
+def memory_of(lease: Lease) -> NDArray[np.uint8]:
+    """The slot, writable as it is for Triton."""
+    assert lease.region
+    view = lease.region.view(lease.slot, 4096)
+    view.flags.writeable = True
+    return view
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ask", "ask", "give_up", "read", "answer_late"]), st.integers(0, 9))))
+def test_no_late_answer_is_written_into_memory_that_another_request_has(steps: list[tuple[str, int]]) -> None:
+    async def main() -> None:
+        registry = Registry()
+        late = Late(Slots(3, 4096, registry.register, registry.end, shared_memory=True))
+        for step, number in steps:
+            if step == "ask":
+                await late.ask()
+            else:
+                getattr(late, step)(number)
+            late.check()
+
+    asyncio.run(main())
 
 
 async def test_an_old_region_that_is_reported_lost_again_changes_nothing(slots: Slots, registry: Registry) -> None:
@@ -142,5 +268,5 @@ async def test_who_waits_and_goes_away_costs_no_leave(slots: Slots) -> None:
 
 async def test_without_memory_there_is_none(slots: Slots, registry: Registry) -> None:
     assert (await slots.lease(soon(), memory=False)).region is None
-    assert (await Slots(1, 4096, registry.register, shared_memory=False).lease(soon())).region is None
+    assert (await Slots(1, 4096, registry.register, registry.end, shared_memory=False).lease(soon())).region is None
     assert registry.regions == []

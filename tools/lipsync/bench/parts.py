@@ -8,7 +8,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import baselines, compositing, efficiency, inference_memory, live, load, machine, memory, stages, tenants, wire
+from . import (
+    baselines,
+    compositing,
+    efficiency,
+    failover,
+    inference_memory,
+    live,
+    load,
+    machine,
+    memory,
+    stages,
+    tenants,
+    wire,
+)
 from .figures import PartReport, Report
 from .part import Part, Progress, Run, carry_out
 
@@ -22,6 +35,7 @@ PARTS: tuple[Part, ...] = (
     efficiency.PART,
     live.PART,
     tenants.part(tenants.Sizes(tenants=3000, pause_s=1, seconds=12, history_s=2, idle_s=4)),
+    failover.part(),
     load.part(load.Demand(seconds=15)),
 )
 

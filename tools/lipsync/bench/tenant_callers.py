@@ -135,7 +135,7 @@ async def take(side: Side, turn: Turn) -> Answers:
             try:
                 load_s = await way(tenant, turn.timeout_s)
             except (grpc.RpcError, ValueError) as error:
-                words = _words(error).replace(tenant, "...")
+                words = words_of(error).replace(tenant, "...")
                 answers.failures[words] = answers.failures.get(words, 0) + 1
             else:
                 (answers.misses_s if load_s else answers.hits_s).append(time.perf_counter() - asked)
@@ -147,7 +147,8 @@ async def take(side: Side, turn: Turn) -> Answers:
     return Answers(**{**vars(answers), "tenants": len(called), "wall_s": time.perf_counter() - begin})
 
 
-def _words(error: grpc.RpcError | ValueError) -> str:
+def words_of(error: grpc.RpcError | ValueError) -> str:
+    """What went wrong with a call, for people."""
     return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)
 
 
