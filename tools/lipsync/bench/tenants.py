@@ -59,7 +59,7 @@ class Sizes:
     zipf: float = 1.0
     """Exponent of the tenants' popularity."""
     headroom: int = 4
-    """Places kept free: `residency.headroom`."""
+    """Places kept free at most: `residency.headroom`."""
 
     @property
     def case(self) -> str:

@@ -107,7 +107,7 @@ def triton(
 def tenants(
     tenants: Annotated[int, typer.Option("--tenants", "-n", min=2, max=60_000, help="How many there are.")] = 11_000,
     cache: Annotated[int, typer.Option(min=2, max=1000, help="How many may be loaded at once.")] = 40,
-    headroom: Annotated[int, typer.Option(min=0, max=100, help="How many of these places are kept free.")] = 4,
+    headroom: Annotated[int, typer.Option(min=0, max=100, help="How many of these places are kept free at most.")] = 4,
     callers: Annotated[int, typer.Option(min=1, max=200, help="Who calls, side by side.")] = 8,
     pause: Annotated[
         float, typer.Option(min=0, help="Mean time between an answer and its caller's next call, seconds.")
