@@ -10,17 +10,22 @@ _NUMBERS = signal.SIGTERM, signal.SIGINT
 
 
 class Signals:
-    """What this process was told, from now on; made within a running event loop, in its main thread."""
+    """What this process was told, from now on; made within a running event loop, in its main thread.
+
+    Only these signals count: one that comes after `stop` was set by other means is the first.
+    """
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._told = False
         for number in _NUMBERS:
             asyncio.get_running_loop().add_signal_handler(number, self._take)
 
     def _take(self) -> None:
-        if self.stop.is_set():
+        if self._told:
             self.hurry.set()
+        self._told = True
         self.stop.set()
 
 
