@@ -66,10 +66,10 @@ class Service:
     def said(self) -> str:
         return "".join(self.lines)
 
-    def says(self, words: str) -> None:
-        """Waits for words in what it says."""
-        until(lambda: words in self.said or self.process.poll() is not None, LONGEST_S)
-        assert words in self.said, self.said
+    def says(self, words: str, times: int = 1) -> None:
+        """Waits for words in what it says, as often as each of its processes says them."""
+        until(lambda: self.said.count(words) >= times or self.process.poll() is not None, LONGEST_S)
+        assert self.said.count(words) >= times, self.said
 
     @property
     def port(self) -> int:
@@ -112,7 +112,7 @@ def write_settings(folder: Path, repository: Path, triton: str, **sections: dict
 
 @contextlib.contextmanager
 def serving(settings: Path, *, wrapper: str = "", code: str = "", **environment: str) -> Iterator[Service]:
-    """The service, listening; killed at the end if it still runs.
+    """The service, listening, and all its workers serving if it has several; killed at the end if it still runs.
 
     wrapper: shell words before the command. code: Python that runs it in its own way.
     """
@@ -122,7 +122,11 @@ def serving(settings: Path, *, wrapper: str = "", code: str = "", **environment:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
     service = Service(process)
     try:
-        service.says("the page is at" if "workers" not in settings.read_text() else "ready to serve")
+        workers = yaml.safe_load(settings.read_text())["server"].get("workers", 1)
+        if workers == 1:
+            service.says("the page is at")
+        else:
+            service.says("ready to serve", workers)
         yield service
     finally:
         service.close()
