@@ -127,7 +127,11 @@ def cut_crop(frame: Pixels, box: Box) -> Pixels:
 
 def merge_planes(planes: Pixels) -> Pixels:
     """Planes uint8 (3, height, width) as pixels uint8 (height, width, 3)."""
-    return np.asarray(cv2.merge(list(planes)), np.uint8)
+    _, height, width = planes.shape
+    # One byte off any alignment: where it finds one, OpenCV writes past the caches, and the resize that follows would
+    # wait for memory (190 us instead of 80 for 328 to 183 px).
+    pixels = np.empty(1 + planes.size, np.uint8)[1:].reshape(height, width, 3)
+    return np.asarray(cv2.merge(list(planes), pixels), np.uint8)
 
 
 def split_planes(pixels: Pixels) -> Pixels:

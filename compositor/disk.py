@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from .errors import DiskFull
 LEAST_BYTES = 8 << 20
 """Room below which the folder counts as full: a few seconds of video."""
 PERIOD_S = 1.0
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write fails with where the disk, or what the process may have of it, is full."""
 _PROBE = bytes(4096)
 
 

@@ -10,6 +10,7 @@ class Status(enum.Enum):
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     UNAVAILABLE = "UNAVAILABLE"
@@ -48,6 +49,12 @@ class InvalidInput(LipsyncError):
 
 class SettingsInvalid(InvalidInput):
     """The settings file or an environment override is wrong; the service does not start."""
+
+
+class OriginRefused(LipsyncError):
+    """The request comes from a web page that the settings do not allow."""
+
+    status = Status.PERMISSION_DENIED
 
 
 class TenantNotFound(LipsyncError):
@@ -108,6 +115,10 @@ class DeadlinePassed(LipsyncError):
     """The caller's time ran out."""
 
     status = Status.DEADLINE_EXCEEDED
+
+
+class RequestTimeout(DeadlinePassed):
+    """The caller began a request and did not send the rest of it in time."""
 
 
 class InferenceFailed(LipsyncError):

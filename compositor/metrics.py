@@ -3,6 +3,8 @@ are Triton servers, of which the settings have a list, their devices, worker pro
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +28,10 @@ Mode = Literal["livesum", "livemin", "livemax"]
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The variable of the environment that makes this library keep a process's numbers in files of a folder."""
 STAGES = ("features", "gather", "load", "queue", "inference", "pool", "blend", "encode", "send")
+REFUSALS = ("max_sessions", "late", "burst")
+"""Why a live session is not opened."""
+_ENTRY_BYTES = 28
+"""Of a series in such a file, beside its name: a length, padding to 8 bytes, value and time. (mmap_dict.py)"""
 _TINY_S = (0.0001, 0.00025, 0.0005)
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 _LONG_S = (2.5, 5, 10, 20, 40)
@@ -42,12 +48,17 @@ class Metrics:
         """folder: where processes of one service share their numbers; each has it in SHARED_VARIABLE, too. worker: the
         number of this one among them."""
         self._folder = folder
+        self._labelled: list[tuple[Counter | Gauge | Histogram, Sequence[str]]] = []
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         if folder is not None:
             _Processes.add(folder, worker)
-            # Its files are named after the worker, not the process: restarts would leave ever more to be read.
-            values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+        # Files are named after the worker, not the process: restarts would leave ever more to be read.
+        values.ValueClass = (
+            values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+            if folder is not None
+            else values.MutexValue
+        )
         self._count_calls()
         self._count_sessions()
         self._time_stages()
@@ -59,13 +70,27 @@ class Metrics:
         self.calls = self._counter(
             "lipsync_calls",
             "Calls that have ended, by what was called and the status told to the caller: of google.rpc.Code; "
-            "CANCELLED where the caller left.",
+            "CANCELLED where the caller left, or did not send its request in time.",
             ["method", "status"],
         )
 
     def _count_sessions(self) -> None:
         self.sessions = self._gauge("lipsync_sessions", "Live sessions.", [], "livesum")
         self.sessions_opened = self._counter("lipsync_sessions_opened", "Live sessions that were opened.")
+        refused = self._counter(
+            "lipsync_sessions_refused",
+            "Live sessions that were not opened for want of room, by reason: max_sessions; late (those under way were, "
+            "above live.max_late); burst (others had only just begun, live.burst).",
+            ["reason"],
+        )
+        self.refused = {reason: refused.labels(reason) for reason in REFUSALS}
+        """By reason, each with its series from the start."""
+        self.late_share = self._gauge(
+            "lipsync_late_share",
+            "Part of the pictures of live sessions that were shown, or predicted, too late, as live.max_late has it.",
+            [],
+            "livemax",
+        )
         self.pictures = self._counter(
             "lipsync_pictures",
             "Pictures whose time came in live sessions: speaking, idle, fade (the mouth comes to rest), late (a mouth "
@@ -106,6 +131,12 @@ class Metrics:
     def _count_models(self) -> None:
         triton, places = ["triton"], ["triton", "device"]
         self.up = self._gauge("lipsync_triton_up", "Whether a Triton answers: 1 or 0.", triton, "livemin")
+        self.works = self._gauge(
+            "lipsync_triton_works",
+            "Whether inference works at a Triton, as far as is known: 1, or 0 where requests avoid it.",
+            triton,
+            "livemin",
+        )
         self.hits = self._counter("lipsync_model_hits", "Requests whose model was loaded.", triton)
         self.misses = self._counter("lipsync_model_misses", "Requests that had to wait for their model.", triton)
         self.load_s = self._histogram("lipsync_model_load_seconds", "Loads that succeeded.", _LOAD_S, triton)
@@ -132,14 +163,37 @@ class Metrics:
         self.most_bytes = self._gauge("lipsync_model_bytes_limit", "Most of it; 0: no limit.", places, "livemax")
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        counter = Counter(name, text, labels, registry=self.registry)
+        self._labelled.append((counter, labels))
+        return counter
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        histogram = Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        self._labelled.append((histogram, labels))
+        return histogram
 
     def _gauge(self, name: str, text: str, labels: Sequence[str], mode: Mode) -> Gauge:
         """mode: what processes that share a service say together."""
-        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
+        gauge = Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
+        self._labelled.append((gauge, labels))
+        return gauge
+
+    def expect(self, tritons: Sequence[str], devices: Sequence[str]) -> None:
+        """Makes all series of these Tritons, each with these devices."""
+        known = {"triton": tritons, "device": devices}
+        for metric, labels in self._labelled:
+            if labels and known.keys() >= set(labels):
+                for words in itertools.product(*(known[label] for label in labels)):
+                    metric.labels(*words)
+
+    def file_bytes(self) -> dict[str, int]:
+        """What the series that there are take in a file of SHARED_VARIABLE's folder, at most, by the kind of metric."""
+        sizes: dict[str, int] = {}
+        for family in self.registry.collect():
+            for sample in family.samples:
+                key = json.dumps([family.name, sample.name, sample.labels, family.documentation])
+                sizes[family.type] = sizes.get(family.type, 0) + len(key) + _ENTRY_BYTES
+        return sizes
 
     def observer(self, triton: str, most_models: int, most_bytes: int) -> ModelMetrics:
         """Who counts what happens to the models of the Triton at that address. most_*: a device's budget."""

@@ -21,6 +21,7 @@ from .draining import Draining
 from .errors import LipsyncError, SettingsInvalid, TritonUnavailable
 from .health import Health
 from .limits import allow_open_files
+from .memory import keep_pauses_short
 from .metrics import Metrics
 from .pipeline import Compositor
 from .proto import lipsync_v1_pb2 as pb
@@ -180,6 +181,7 @@ def _fleet(settings: Settings, metrics: Metrics) -> Fleet:
         lambda endpoint: metrics.observer(endpoint, *budget),
         lambda endpoint, up: metrics.up.labels(endpoint).set(up),
         metrics.observer_of("queue"),
+        lambda endpoint, works: metrics.works.labels(endpoint).set(works),
     )
 
 
@@ -219,6 +221,7 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
 async def serve(settings: Settings, started: Callable[[Running], None] | None = None) -> None:
     """Runs the service until SIGTERM or SIGINT, the second of which ends the time to drain."""
     signals = Signals()
+    keep_pauses_short()
     async with running(settings, hurry=signals.hurry) as service:
         if started:
             started(service)

@@ -79,6 +79,7 @@ class ServerSettings(Section):
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """A list of words, or one text of them with commas, as the environment and the command line give it."""
 Address = Annotated[str, Field(pattern=r"^[^\s/]+:\d+$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#]+)$")]
 
 
 class TritonSettings(Section):
@@ -165,12 +166,31 @@ class HttpSettings(Section):
     port: int = Field(8086, ge=0, le=65535, description="HTTP port; 0 takes a free one.")
     max_message_mb: int = Field(16, ge=1, le=160, description="Largest WebSocket message or upload, MiB.")
     max_connections: int = Field(1024, ge=1, le=100_000, description="Most connections at once; more are refused.")
+    allowed_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split)] = Field(
+        (),
+        description="Whose web pages, beside the service's own, may open WebSockets and read answers: origins such as "
+        "https://shop.example.org, as browsers write them; * for all.",
+    )
 
 
 class LiveSettings(Section):
     """Live sessions."""
 
     max_sessions: int = Field(128, ge=1, le=10_000, description="Most sessions at once; more are told to come back.")
+    max_late: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="Share of late pictures, as measured, above which no more sessions begin; 1: they begin all the "
+        "same, and all at once.",
+    )
+    burst: int = Field(
+        4,
+        ge=1,
+        le=10_000,
+        description="Sessions that may begin at once; beyond, one a second, or a sixteenth of all if that is more: "
+        "what they weigh shows only then.",
+    )
     start_timeout_s: float = Field(10, gt=0, le=600, description="How long a connection may wait before it starts.")
     lookahead_ms: int = Field(
         453,

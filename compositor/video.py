@@ -12,7 +12,8 @@ import av
 import numpy as np
 
 from . import jpeg
-from .errors import InvalidInput
+from .disk import FULL
+from .errors import DiskFull, InvalidInput
 from .pcm import Samples
 
 _STEP = 1024  # samples of an AAC frame
@@ -22,7 +23,7 @@ _AAC_RATE = 48_000  # of speech at a rate that AAC has not: 11,111 or 192,000 Hz
 class Video:
     """An MP4 (or whatever the suffix says), the speech beside the pictures.
 
-    Written beside `path` and renamed once complete. Raises InvalidInput for a format that cannot hold it.
+    Written beside `path` and renamed once complete. Raises InvalidInput for a format that cannot hold it, and DiskFull.
     """
 
     def __init__(self, path: Path, samples: Samples, rate: int, fps: int) -> None:
@@ -73,7 +74,7 @@ class Video:
             if self._count:
                 self._container.mux(self._video.encode(None))
             self._container.close()
-        self._part.replace(self._path)
+            self._part.replace(self._path)
 
     def discard(self) -> None:
         """Gives up; a file that was there before stays."""
@@ -86,7 +87,10 @@ class Video:
     def _as_video(self) -> Iterator[None]:
         try:
             yield
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                words = f"cannot be written ({error.strerror}); free some space there, or name another folder"
+                raise DiskFull(f"{self._path}: {words}") from error
             fault = f"{self._path}: cannot be written as a video ({error}); name it such as out.mp4"
             raise InvalidInput(fault) from error
 

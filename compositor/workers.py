@@ -23,18 +23,21 @@ from . import server
 from .disk import reserve
 from .errors import LipsyncError, SettingsInvalid
 from .logs import set_up_logging
+from .memory import keep_pauses_short
 from .metrics import SHARED_VARIABLE, Metrics, forget_worker
+from .residency.models import devices_of
 from .scratch import scratch_folder, sweep
 from .settings import Settings
 from .signals import Signals
+from .transports.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 _MODULE = "compositor.workers"
 _METRICS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
 """The files that Prometheus's library maps for each worker, by what they begin with."""
-_METRICS_BYTES = 256 << 10
-"""Twice what they need: their growth would not be reserved."""
+_SPARE_BYTES = 128 << 10
+"""In each of them for what comes up with its use: the other methods of HTTP, each by status; reasons of failures."""
 _STOP, _HURRY = signal.SIGUSR1, signal.SIGUSR2
 """What a parent tells a worker. Whoever stops a service may send SIGTERM to each of its processes, as systemd does; a
 second one, of the parent's, would cut off what is under way."""
@@ -233,6 +236,7 @@ async def _work(settings: Settings, folder: Path, number: int) -> None:
     signals, loop = Signals(), asyncio.get_running_loop()
     loop.add_signal_handler(_STOP, signals.stop.set)
     loop.add_signal_handler(_HURRY, signals.hurry.set)
+    keep_pauses_short()
 
     def part() -> None:
         # The end of a parent's pipe would be told again and again.
@@ -240,14 +244,24 @@ async def _work(settings: Settings, folder: Path, number: int) -> None:
         signals.stop.set()
 
     loop.add_reader(sys.stdin.fileno(), part)
-    for path in (folder / f"{kind}_{number}.db" for kind in _METRICS):
-        if not path.exists():  # of a worker that was in this place before
-            reserve(path, _METRICS_BYTES)
+    _reserve_metrics(settings, folder, number)
     metrics = Metrics(folder, number)
     async with server.running(settings, share_ports=True, metrics=metrics, hurry=signals.hurry):
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         await signals.stop.wait()
+
+
+def _reserve_metrics(settings: Settings, folder: Path, number: int) -> None:
+    """Makes the files of a worker's metrics, for all Tritons: their growth would not be reserved. Raises DiskFull."""
+    metrics = Metrics()
+    Ledger(metrics)
+    metrics.expect(settings.triton.endpoints, [device.name for device in devices_of(settings.triton.gpus)])
+    sizes = metrics.file_bytes()
+    for kind in _METRICS:
+        path = folder / f"{kind}_{number}.db"
+        if not path.exists():  # of a worker that was in this place before
+            reserve(path, sizes[kind.partition("_")[0]] + _SPARE_BYTES)
 
 
 def main() -> int:

@@ -141,6 +141,8 @@ def running_stack(repository: Path) -> Iterator[Stack]:
                 "server": {"port": 0},
                 "http": {"port": 0},
                 "triton": {"endpoints": triton.grpc},
+                # Else a machine that is busy with something else would have sessions refused.
+                "live": {"max_late": 1},
             }
         )
         service = ServiceThread(settings)

@@ -10,10 +10,11 @@ from ..logs import fields
 from ..settings import ResidencySettings
 from .budget import Budget, Holding
 from .headroom import Headroom
-from .holdings import Holdings, Model
+from .holdings import Holdings
 from .host_lock import Note
 from .models import Device, Observer, State
 from .plan import leave_early
+from .record import Model
 from .usage import Usage, common_now_s
 
 log = logging.getLogger(__name__)

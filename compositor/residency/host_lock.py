@@ -80,6 +80,15 @@ class HostLock:
             self._unlock()
             self._free.set()
 
+    def close(self) -> None:
+        """Removes those of the files that say nothing to anybody; called when this process is done with the lock.
+
+        Notes stay, for others and for whoever comes next on the same Triton: it would load again what is there.
+        """
+        for path in (self._queue, self.path):
+            with contextlib.suppress(OSError):  # another process has it, and closes it later
+                _remove(path)
+
     async def _lock(self) -> None:
         wait_s, queue = _FIRST_WAIT_S, None
         try:
@@ -150,12 +159,27 @@ def _lock_file(path: Path, kind: int) -> int:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
         if not path.exists() or not os.path.samestat(os.fstat(file), path.stat()):
-            # Whoever tidies temporary files took it between the two calls; another may have locked the next one.
+            # Taken away between the two calls, by another's `close` or by whoever tidies temporary files: a third
+            # process may have locked the next one.
             raise BlockingIOError(f"{path} was replaced")
     except BaseException:
         os.close(file)
         raise
     return file
+
+
+def _remove(path: Path) -> None:
+    """Removes a file of ours that holds no notes. Raises OSError where it is in use.
+
+    Nobody is left with a lock on a file that is gone: locks are taken in `_lock_file`, which looks for that.
+    """
+    if path.exists():
+        file = _lock_file(path, fcntl.LOCK_EX)
+        try:
+            if not _read(file):
+                path.unlink()
+        finally:
+            os.close(file)
 
 
 def _read(file: int | None) -> dict[str, Note]:

@@ -17,10 +17,11 @@ from ..settings import ResidencySettings
 from ..triton.connection import ModelNotLoaded
 from .budget import MB, Holding
 from .evictions import Evictions
-from .holdings import Failure, Holdings, Model
+from .holdings import Holdings
 from .host_lock import HostLock
 from .models import Device, Facts, Observer, OutOfMemory, Server, State
 from .plan import DeviceOrder, Plan, Wish, make_plan
+from .record import Failure, Model
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ share. Does nothing itself."""
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,11 @@ class Device:
     """`gpu0`, or `default`: wherever each model's config.pbtxt puts it, CPU or GPUs, all of them one budget."""
     gpu: int | None
     """The GPU that a load names; None: as config.pbtxt says."""
+
+
+def devices_of(gpus: Sequence[int]) -> list[Device]:
+    """The devices of a server: these GPUs; without any, the whole of it."""
+    return [Device(f"gpu{gpu}", gpu) for gpu in gpus] or [Device("default", None)]
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from ..errors import DeadlinePassed, LipsyncError, Overloaded, Stopping, TritonU
 from ..settings import ResidencySettings
 from .budget import Holding
 from .evictions import Evictions
-from .holdings import Holdings, Model
+from .holdings import Holdings
 from .host_lock import HostLock
 from .loads import Loads
 from .models import Device, Facts, ModelReport, Observer, OutOfMemory, Server, State, Unobserved, Use
 from .plan import DeviceOrder, Policy
+from .record import Model
 
 __all__ = [
     "Device",
@@ -199,6 +200,7 @@ class Residency:
             await asyncio.gather(self._starting, return_exceptions=True)
         await self._loads.close()
         await self._holdings.close()
+        self._lock.close()
 
     async def _enter(self, name: str, deadline: Deadline) -> Model:
         model = self._holdings.model(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from ..errors import DeadlinePassed, InvalidInput, LipsyncError
+from ..errors import InvalidInput, LipsyncError, RequestTimeout
 from ..tracing import Span
 from .events import (
     Ack,
@@ -33,7 +33,7 @@ async def converse(
 ) -> AsyncGenerator[Event, None]:
     """The events of a conversation. Ends when the commands have ended and all speech was shown.
 
-    Raises InvalidInput for commands out of place, DeadlinePassed where no Start comes, what `Live.begin` raises, and
+    Raises InvalidInput for commands out of place, RequestTimeout where no Start comes, what `Live.begin` raises, and
     what ended the session. Whoever is done with it closes the generator, which ends the session. span: where the call
     is traced, whose parts are its segments of speech: frames would be too many.
     """
@@ -97,7 +97,7 @@ async def _first(live: Live, commands: AsyncIterator[Command]) -> Start:
         if stopping.done():
             raise stopped()
         if not reading.done():
-            raise DeadlinePassed(f"no start within {timeout_s:g} s")
+            raise RequestTimeout(f"no start within {timeout_s:g} s")
         first = await reading
     except StopAsyncIteration:
         raise InvalidInput("the stream ended before it started: send start first", field="start") from None

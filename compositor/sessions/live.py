@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -21,15 +22,17 @@ from ..deadline import Deadline
 from ..errors import Overloaded, Stopping
 from ..features import ENCODER_BATCH, Windows
 from ..logs import fields, identify
-from ..metrics import Metrics
+from ..metrics import REFUSALS, Metrics
 from ..pipeline import FEATURE_SHAPE, Compositor
 from ..rendering import Output, Rendered
 from ..settings import Settings
 from ..tenant import Tenant
 from .events import Start
 from .keep_alive import KeepAlive, Request, period_of
+from .pressure import Pressure, Refusal
 from .session import Session
 from .stage import Ask
+from .timeliness import Timeliness
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +40,10 @@ CANCELLED = "CANCELLED"
 """Why a session ended whose client left."""
 _TOGETHER_S = 0.004
 """How long a frame waits for those whose features came with the same answer, to be one request with them."""
-_FAREWELL_S = 1.0
+_FAREWELL_S = 5.0
 """How long the last events of a session may take when the service stops."""
 _WORTHLESS_S = 2.0
-"""How long a picture is worth waiting for; by then its time has long gone by."""
+"""How long a picture's answer is waited for; its time has long gone by then, but that of a load may come."""
 
 
 class Live:
@@ -57,6 +60,9 @@ class Live:
         self._clock = clock or MonotonicClock()
         self._frames: dict[Tenant, Batcher[Ask, Rendered]] = {}
         self._windows: dict[str, Batcher[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._pressure = Pressure(settings.live.max_late, settings.live.burst)
+        self._refuses = False
+        self._refused = dict.fromkeys(REFUSALS, 0)
         self._keep_alive = KeepAlive(self._clock, period_of(settings.residency), self._wanted)
         self.draining = asyncio.Event()
         """Set once no other session may begin."""
@@ -64,9 +70,10 @@ class Live:
 
     async def begin(self, start: Start) -> Session:
         """A new session. Raises Overloaded where there are too many, Stopping, and what `Session.open` raises."""
-        most = self.settings.live.max_sessions
-        if len(self.sessions) >= most:
-            raise Overloaded(f"{most} sessions are live already", retry_after_s=5)
+        if refusal := self._refusal():
+            self._refused[refusal.reason] += 1
+            self._metrics.refused[refusal.reason].inc()
+            raise Overloaded(refusal.message, retry_after_s=refusal.retry_after_s)
         name = secrets.token_hex(8)
         identify(session=name)
         session = await Session.open(name, start, self, self.settings, self._clock, self._metrics)
@@ -82,6 +89,26 @@ class Live:
         log.info(words, name, session.tenant.name, session.playout.fps, start.picture, extra=said)
         return session
 
+    def _refusal(self) -> Refusal | None:
+        """Why no other session may begin."""
+        count, most, now_s = len(self.sessions), self.settings.live.max_sessions, self._clock.now_s()
+        if count >= most:
+            return Refusal("max_sessions", f"{most} sessions are live already", 5)
+        if self._pressure.look(now_s):
+            self._tell_pressure()
+        newest_s = max((session.begin_s for session in self.sessions.values()), default=0.0)
+        speaking = any(session.speaking for session in self.sessions.values())
+        return self._pressure.refusal(now_s, count, newest_s, speaking=speaking)
+
+    def _tell_pressure(self) -> None:
+        """Passes on what was measured of late."""
+        self._metrics.late_share.set(self._pressure.share)
+        refuses = self._pressure.late_since_s is not None
+        if refuses != self._refuses:
+            self._refuses = refuses
+            # It is about all sessions, and not about the one that was just shown.
+            Context().run(_tell_refusing, refuses, self._pressure.share)
+
     async def end(self, session: Session, reason: str = CANCELLED) -> None:
         """Closes a session; it leaves nothing behind. reason: OK, CANCELLED, or of the error that ended it."""
         self.sessions.pop(session.name, None)
@@ -96,6 +123,8 @@ class Live:
             ending += self._windows.pop(encoder).stop()
         if not self.sessions:
             ending += self._keep_alive.stop()
+            self._pressure.forget()
+            self._tell_pressure()
             self._ended.set()
         _tell_end(session, reason)
         await asyncio.gather(*ending, return_exceptions=True)
@@ -127,7 +156,9 @@ class Live:
                     "dropped": session.outbox.dropped,
                 }
                 for session in self.sessions.values()
-            ]
+            ],
+            "late_share": round(self._pressure.share, 4),
+            "refused": dict(self._refused),
         }
 
     # The stage.
@@ -160,15 +191,21 @@ class Live:
         return np.stack([embedding for part in parts for embedding in part])
 
     async def predict(self, tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
+        most = self._compositor.batch_size(tenant)
         batcher = self._frames.get(tenant)
         if batcher is None:
-            size = self._compositor.batch_size(tenant)
+            work = partial(self._predict, tenant, Timeliness(self._pressure, self._clock))
             batcher = self._frames[tenant] = Batcher(
-                partial(self._predict, tenant), size, min(_TOGETHER_S, self._gather_s), waited=self._gathered
+                work, most, min(_TOGETHER_S, self._gather_s), waited=self._gathered
             )
-        most = self._compositor.batch_size(tenant)
+        if len(asks) <= most:
+            return await batcher.ask(asks)
         parts = await asyncio.gather(*[batcher.ask(asks[begin : begin + most]) for begin in range(0, len(asks), most)])
         return [rendered for part in parts for rendered in part]
+
+    def shown(self, *, late: bool) -> None:
+        if self._pressure.tick(self._clock.now_s(), late=late):
+            self._tell_pressure()
 
     @property
     def _gather_s(self) -> float:
@@ -178,14 +215,16 @@ class Live:
         self._keep_alive.used(tenant.manifest.encoder)
         return list(await self._compositor.embeddings(self._long_call(tenant), np.stack(windows)))
 
-    async def _predict(self, tenant: Tenant, asks: list[Ask]) -> list[Rendered]:
+    async def _predict(self, tenant: Tenant, timeliness: Timeliness, asks: list[Ask]) -> list[Rendered]:
+        timeliness.check(asks)
         self._metrics.batch.observe(len(asks))
         self._keep_alive.used(tenant.name)
         call = _call(tenant, _WORTHLESS_S)
         features = np.stack([ask.features for ask in asks])
-        return await self._compositor.predict(
-            call, [ask.number for ask in asks], features, [ask.finish for ask in asks]
-        )
+        with timeliness.request(asks, call.stages):
+            return await self._compositor.predict(
+                call, [ask.number for ask in asks], features, [ask.finish for ask in asks]
+            )
 
     def _wanted(self) -> dict[str, Request]:
         """The models of all sessions, and what asks each of them for next to nothing."""
@@ -203,6 +242,13 @@ class Live:
 
     def _long_call(self, tenant: Tenant) -> Call:
         return _call(tenant, self.settings.server.timeout_s)
+
+
+def _tell_refusing(refuses: bool, share: float) -> None:
+    if refuses:
+        log.warning("%.0f %% of the pictures are late: no more sessions begin", 100 * share)
+    else:
+        log.info("pictures are in time again: sessions may begin")
 
 
 def _tell_end(session: Session, reason: str) -> None:

@@ -123,4 +123,4 @@ class Outbox:
         self._picture, self._sending_s = None, self._due_s
         if self._credit:
             self._unacknowledged.append(picture.pts)
-        return replace(picture, dropped=self.dropped)
+        return replace(picture, dropped=self.dropped) if self.dropped else picture

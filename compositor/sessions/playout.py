@@ -67,6 +67,7 @@ class Playout:
         self.counts = dict.fromkeys(("speaking", "fade", "idle", "late"), 0)
         self.most_late_s = 0.0
         """The most that a tick was shown after its time."""
+        self._due_s = clock.now_s()  # of that last one
         self._start, self._tenant = start, tenant
         self._outbox, self._pool, self._clock, self._metrics = outbox, pool, clock, metrics
         # Looked up once: at each picture that took as long as the counting.
@@ -90,6 +91,10 @@ class Playout:
     def pts(self, tick: int) -> int:
         """Samples from the session's begin to a tick."""
         return tick * self._start.sample_rate // self.fps
+
+    def due_s(self, tick: int) -> float:
+        """When a tick will be shown, on the session's clock."""
+        return self._due_s + (tick - self.tick) / self.fps
 
     def number(self, tick: int) -> int:
         """The background of a tick."""
@@ -156,7 +161,7 @@ class Playout:
 
     def show(self, tick: int, epoch: int, due_s: float) -> list[Segment]:
         """Hands the viewer what a tick shows; the segments that ended with the one before."""
-        self.tick = tick
+        self.tick, self._due_s = tick, due_s
         ended = self._end_due(tick, epoch)
         slot = self._slots.pop(tick, None)
         if slot is not None:
@@ -164,11 +169,11 @@ class Playout:
         kind, picture = self._choose(tick, slot)
         patches = self._start.picture == "patches"
         number = self.number(tick)
-        frame = self._tenant.frame(number)
         if picture is not None:
-            shown = Shown(self.pts(tick), epoch, number, True, picture, frame.patch if patches else None)
+            patch = self._tenant.frame(number).patch if patches else None
+            shown = Shown(self.pts(tick), epoch, number, True, picture, patch)
         else:
-            shown = Shown(self.pts(tick), epoch, number, False, b"" if patches else frame.jpeg())
+            shown = Shown(self.pts(tick), epoch, number, False, b"" if patches else self._tenant.frame(number).jpeg())
         self._outbox.put(shown)
         self.counts[kind] += 1
         self._pictures[kind].inc()

@@ -29,6 +29,7 @@ from .events import Failed, PlaybackFinished, Start, Started
 from .outbox import Outbox
 from .playout import Playout, Slot
 from .prefetching import prefetched
+from .pressure import LATE_S
 from .speech import SAMPLE_BYTES, Segment
 from .stage import Ask, Stage
 
@@ -56,6 +57,7 @@ class Session:
         self.tenant = tenant
         self.start = start
         self.epoch = 0
+        self.begin_s = clock.now_s()
         self.error: LipsyncError | None = None
         """What ended the session by itself, if anything did."""
         self.outbox = Outbox(start.flow, self._bytes(_AUDIO_HELD_S), metrics)
@@ -143,6 +145,11 @@ class Session:
         self.playout.change(other)
         self._announce()
 
+    @property
+    def speaking(self) -> bool:
+        """Whether speech is left to be shown."""
+        return bool(self._segments)
+
     async def finish(self) -> None:
         """Returns when all speech so far was shown, or the session has ended."""
         self.end_segment()
@@ -204,16 +211,19 @@ class Session:
         pictures the last is shown. A long stall stops the session's time instead, so that no speech is lost.
         """
         fps = self.playout.fps
+        late_s = max(LATE_S, 1 / fps)
         origin = int(self._clock.now_s() * fps) + 1
         for tick in itertools.count():
             missed = int(self._clock.now_s() * fps) - origin - tick
-            if missed > _CAUGHT_UP_S * fps:
+            stalled = missed > _CAUGHT_UP_S * fps
+            if stalled:
                 origin, missed = origin + missed, 0
             due_s = (origin + tick) / fps
             if missed <= 0:
                 await self._clock.sleep_until(due_s)
             for segment in self.playout.show(tick, self.epoch, due_s):
                 self._segments.remove(segment)
+            self._stage.shown(late=stalled or self._clock.now_s() - due_s > late_s)
             if self._asks and self.playout.urgent(self._asks[0][0]):
                 self._ask()
             self._moved.set()
@@ -257,7 +267,8 @@ class Session:
             features = ready.popleft()
             slot = self.playout.place(segment, silent=features is None)
             if features is not None:
-                ask = Ask(self.playout.number(slot.tick), features, self.playout.finish(slot))
+                playout = self.playout
+                ask = Ask(playout.number(slot.tick), features, playout.finish(slot), playout.due_s(slot.tick))
                 self._asks.append((slot, ask))
             if features is None or len(self._asks) >= self._settings.live.frames_per_request:
                 self._ask()
@@ -285,11 +296,12 @@ class Session:
     async def _embed(self, windows: Windows) -> NDArray[np.float32]:
         """As the stage, but digital silence only once."""
         silent = (windows == SILENCE_MEL).all(axis=(1, 2, 3))
-        if self._silence is None and silent.any():
+        if not silent.any():
+            return await self._stage.embed(self.tenant, windows)
+        if self._silence is None:
             self._silence = (await self._stage.embed(self.tenant, windows[silent][:1]))[0]
         embeddings = np.empty((len(windows), EMBEDDING), np.float32)
-        if self._silence is not None:
-            embeddings[silent] = self._silence
+        embeddings[silent] = self._silence
         if not silent.all():
             embeddings[~silent] = await self._stage.embed(self.tenant, windows[~silent])
         return embeddings

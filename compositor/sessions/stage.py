@@ -18,12 +18,14 @@ from ..tenant import Tenant
 
 @dataclass(frozen=True)
 class Ask:
-    """One frame to predict: its background, its audio features float32 (32, 16, 16), and what makes a picture of the
-    predicted mouth, planes uint8 (3, 328, 328), in a thread."""
+    """One frame to predict: its background, its audio features float32 (32, 16, 16), what makes a picture of the
+    predicted mouth, planes uint8 (3, 328, 328), in a thread, and when it is due, on the session's clock: from then on
+    its picture is worth nothing."""
 
     number: int
     features: NDArray[np.float32]
     finish: partial[Rendered]
+    due_s: float
 
 
 class Stage(Protocol):
@@ -42,3 +44,6 @@ class Stage(Protocol):
 
     async def predict(self, tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
         """A finished picture for each."""
+
+    def shown(self, *, late: bool) -> None:
+        """A tick of a session was shown; late: the process is too busy."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ..errors import LipsyncError, Status
+from ..errors import LipsyncError, RequestTimeout, Status
 
 HTTP_CODES: Final = {
     Status.INVALID_ARGUMENT: 400,
     Status.NOT_FOUND: 404,
+    Status.PERMISSION_DENIED: 403,
     Status.FAILED_PRECONDITION: 400,
     Status.RESOURCE_EXHAUSTED: 429,
     Status.UNAVAILABLE: 503,
@@ -20,6 +21,7 @@ HTTP_CODES: Final = {
 CLOSE_CODES: Final = {
     Status.INVALID_ARGUMENT: 4400,
     Status.NOT_FOUND: 4404,
+    Status.PERMISSION_DENIED: 4403,
     Status.FAILED_PRECONDITION: 4412,
     Status.RESOURCE_EXHAUSTED: 4429,
     Status.UNAVAILABLE: 4503,
@@ -28,6 +30,11 @@ CLOSE_CODES: Final = {
     Status.UNIMPLEMENTED: 4501,
 }
 """WebSocket close codes, of the range that RFC 6455 7.4.2 leaves to applications."""
+
+
+def http_code(error: LipsyncError) -> int:
+    """504 says that the service took too long; where its caller did, HTTP has a code of its own."""
+    return 408 if isinstance(error, RequestTimeout) else HTTP_CODES[error.status]
 
 
 def error_fields(error: LipsyncError) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import asyncio
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -29,7 +31,7 @@ from ..pipeline import Compositor
 from ..sessions.live import Live
 from ..tenant import Tenant
 from .admission import Admission
-from .faults import HTTP_CODES, error_fields
+from .faults import error_fields, http_code
 from .ledger import CANCELLED, OK, REQUEST_ID, Ledger
 from .stats import describe
 from .uploads import Uploads
@@ -53,7 +55,7 @@ GONE: Final = 499
 """The client left before there was an answer: nginx's code, which nobody reads."""
 _FOREVER = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
-_STATUSES = {404: Status.NOT_FOUND, 405: Status.UNIMPLEMENTED, 408: Status.DEADLINE_EXCEEDED}
+_STATUSES = {404: Status.NOT_FOUND, 405: Status.UNIMPLEMENTED}
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -70,7 +72,8 @@ class Site:
         ledger: Ledger,
         page: Path = PAGE,
     ) -> None:
-        self.conversations = Conversations(live, ledger)
+        origins = compositor.settings.http.allowed_origins
+        self.conversations = Conversations(live, ledger, origins)
         self._compositor, self._live, self._metrics, self._health = compositor, live, metrics, health
         uploads = Uploads(compositor, admission)
         self.app = Starlette(
@@ -91,7 +94,7 @@ class Site:
                 WebSocketRoute("/ws/{tenant}", self.conversations.serve),
                 Mount("/", _Page(directory=page, html=True)),
             ],
-            middleware=[Middleware(_Entered, ledger=ledger), Middleware(_Secured)],
+            middleware=[Middleware(_Secured), Middleware(_Entered, ledger=ledger), *_sharing(origins)],
             exception_handlers={
                 LipsyncError: _answer_fault,
                 HTTPException: _answer_http,
@@ -157,6 +160,14 @@ class Site:
         return await self._compositor.open(request.path_params["tenant"], Stages())
 
 
+def _sharing(origins: Sequence[str]) -> list[Middleware]:
+    """What tells browsers whose pages may read answers; without it, the service's own."""
+    told = ("ETag", "Retry-After", REQUEST_ID)
+    methods, asked = ("GET", "HEAD", "POST"), (REQUEST_ID,)
+    shared = Middleware(CORSMiddleware, origins, methods, asked, expose_headers=told)
+    return [shared] if origins else []
+
+
 def _version(tenant: Tenant) -> str:
     """Changes with the prepared frames."""
     manifest = tenant.manifest
@@ -180,7 +191,8 @@ class _Page(StaticFiles):
 
 
 class _Entered:
-    """Gives each request its entry in the ledger, as `request.state.entry`, and its answer the request's id."""
+    """Gives each request its entry in the ledger, as `request.state.entry`, and its answer the request's id. Whose
+    request is cut off is told so, unless the answer has begun."""
 
     def __init__(self, app: ASGIApp, ledger: Ledger) -> None:
         self._app, self._ledger = app, ledger
@@ -192,11 +204,12 @@ class _Entered:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path = scope["path"]
         told = path.startswith("/v1/") and "/frames/" not in path  # the others are asked for again and again
-        whole = False
+        begun = whole = False
 
         async def answer(message: Message) -> None:
-            nonlocal whole
+            nonlocal begun, whole
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] = [*message.get("headers", []), (REQUEST_ID.encode(), entry.request.encode())]
                 if entry.status == OK:
                     entry.status = _status_of(message["status"])
@@ -208,8 +221,11 @@ class _Entered:
             try:
                 await self._app(scope, receive, answer)
             except asyncio.CancelledError:
-                # Nobody else cuts off requests; an answer that has not begun is told so, too.
-                entry.fail(Stopping("the service stops"))
+                # Nobody else cuts off requests.
+                stopping = Stopping("the service stops", retry_after_s=1)
+                entry.fail(stopping)
+                if not begun:
+                    await _told(stopping)(scope, receive, answer)
                 raise
             finally:
                 entry.rename(_method_of(scope))
@@ -254,9 +270,13 @@ def _json(code: int, fields: dict[str, Any], headers: dict[str, str] | None = No
 async def _answer_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, LipsyncError)
     request.state.entry.fail(error)
+    return _told(error)
+
+
+def _told(error: LipsyncError) -> Response:
     # Whole seconds, RFC 9110 10.2.3.
     headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, round(error.retry_after_s)))}
-    return _json(HTTP_CODES[error.status], error_fields(error), headers)
+    return _json(http_code(error), error_fields(error), headers)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

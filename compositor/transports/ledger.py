@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from ..errors import LipsyncError, Status, Stopping
+from ..errors import LipsyncError, RequestTimeout, Status, Stopping
 from ..logs import enter, fields, identify
 from ..metrics import Metrics
 from ..tracing import Span, Tracer, Untraced
@@ -22,7 +22,7 @@ REQUEST_ID: Final = "x-request-id"
 """The header by which a caller names a call, and is told its name."""
 OK: Final = "OK"
 CANCELLED: Final = "CANCELLED"
-"""The caller went away, or took it back."""
+"""The caller went away, took it back, or did not send it in time."""
 METHODS: Final = ("Composite", "Generate", "Speak", "WebSocket", "HTTP speak")
 """The service's own; the others of HTTP come to these as they are called."""
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:@+=/-]{1,128}")
@@ -82,7 +82,8 @@ class Entry:
 
     def fail(self, error: LipsyncError) -> None:
         """The caller is told of this error."""
-        self.status, self.error = error.status.value, error
+        self.status = CANCELLED if isinstance(error, RequestTimeout) else error.status.value
+        self.error = error
 
 
 class Ledger:
@@ -126,7 +127,7 @@ class Ledger:
     def _close(self, entry: Entry, told: bool) -> None:
         self._metrics.calls.labels(entry.method, entry.status).inc()
         entry.close()
-        if told and entry.status not in (OK, CANCELLED):
+        if told and (entry.error or entry.status not in (OK, CANCELLED)):
             reason, message = (entry.error.reason, entry.error.message) if entry.error else ("", "")
             wrong = entry.status in _OURS and not isinstance(entry.error, Stopping)
             level = logging.WARNING if wrong else logging.INFO

@@ -144,24 +144,22 @@ def _picture(value: int) -> Literal["frames", "patches"]:
 
 def response_of(event: Event) -> pb.SpeakResponse:
     """An event as it goes over the wire."""
+    # Parts as mappings: one that is a message would be copied, picture and all, by way of its serialised form.
     if isinstance(event, Shown):
         return _Reply(frame=_frame(event))
     if isinstance(event, Heard):
-        return _Reply(audio=_Reply.Audio(**vars(event)))
+        return _Reply(audio=vars(event))
     if isinstance(event, Started):
-        return _Reply(started=_Reply.Started(**vars(event)))
+        return _Reply(started=vars(event))
     if isinstance(event, PlaybackStarted):
-        return _Reply(playback_started=_Reply.PlaybackStarted(**vars(event)))
+        return _Reply(playback_started=vars(event))
     if isinstance(event, PlaybackFinished):
-        return _Reply(playback_finished=_Reply.PlaybackFinished(**vars(event)))
+        return _Reply(playback_finished=vars(event))
     return _Reply(error=_error(event))
 
 
-def _frame(shown: Shown) -> pb.SpeakResponse.Frame:
-    fields: dict[str, Any] = {**vars(shown), "patch": None}
-    if shown.patch is not None:
-        fields["patch"] = _Reply.Box(**shown.patch._asdict())
-    return _Reply.Frame(**fields)
+def _frame(shown: Shown) -> dict[str, Any]:
+    return {**vars(shown), "patch": None if shown.patch is None else shown.patch._asdict()}
 
 
 def _error(failed: Failed) -> pb.SpeakResponse.Error:

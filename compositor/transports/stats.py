@@ -26,6 +26,7 @@ def _endpoint(report: EndpointReport, metrics: Metrics) -> dict[str, Any]:
     return {
         "endpoint": report.endpoint,
         "up": report.up,
+        "circuit": report.circuit.value,
         "room": report.room,
         "leases": report.leases,
         "counts": observer.counts if observer else {},

@@ -24,7 +24,8 @@ from starlette.types import Receive, Scope, Send
 from .. import pcm
 from ..call import Call, Frame, Stages
 from ..deadline import Deadline
-from ..errors import ExtraMissing, InvalidInput, LipsyncError
+from ..disk import disk_fault
+from ..errors import DiskFull, ExtraMissing, InvalidInput, LipsyncError, RequestTimeout
 from ..pcm import Samples
 from ..pipeline import Compositor
 from ..rendering import Output
@@ -78,7 +79,7 @@ class Uploads:
         try:
             body = await asyncio.wait_for(self._body(request), deadline.remaining_s())
         except asyncio.TimeoutError:
-            raise HTTPException(408, f"the WAV did not come within {self._settings.server.timeout_s:g} s") from None
+            raise RequestTimeout(f"the WAV did not come within {self._settings.server.timeout_s:g} s") from None
         samples, rate = await asyncio.to_thread(pcm.read_wav, body)
         check_speech(samples, rate, self._settings.server.max_audio_s)
         return samples, rate
@@ -204,8 +205,11 @@ async def _film(frames: AsyncGenerator[Frame, None], samples: Samples, rate: int
     async def write(step: Callable[..., _Answer], *arguments: object) -> _Answer:
         try:
             return await asyncio.get_running_loop().run_in_executor(writer, step, *arguments)
+        except DiskFull as error:
+            reason = getattr(error.__cause__, "strerror", "")
+            raise disk_fault(path.parents[1], f"no room for the video ({reason})") from error
         except InvalidInput as error:
-            # Not the caller's: the disk is full, or H.264 is missing.
+            # Not the caller's: H.264 is missing, say.
             log.error("a video was not written: %s", error.message)
             raise LipsyncError("the video cannot be written; the service's log has the details") from error
 

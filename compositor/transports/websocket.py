@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -17,8 +18,9 @@ from ..sessions.conversation import converse
 from ..sessions.events import Command
 from ..sessions.live import Live
 from ..tracing import Span
-from .faults import CLOSE_CODES, HTTP_CODES, error_fields
+from .faults import CLOSE_CODES, error_fields, http_code
 from .ledger import CANCELLED, REQUEST_ID, Entry, Ledger
+from .origins import check_origin
 from .wire import SUBPROTOCOL, Wire, write_error
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,9 @@ _FAREWELL_S = 5.0
 class Conversations:
     """All conversations over WebSockets."""
 
-    def __init__(self, live: Live, ledger: Ledger) -> None:
-        self._live, self._ledger = live, ledger
+    def __init__(self, live: Live, ledger: Ledger, origins: Collection[str] = ()) -> None:
+        """origins: whose pages may connect, beside the service's own."""
+        self._live, self._ledger, self._origins = live, ledger, origins
         self._tasks: set[asyncio.Task[None]] = set()
         self._talking: set[asyncio.Task[None]] = set()  # those of them that nobody parts from yet
         self._stopping = False
@@ -53,10 +56,13 @@ class Conversations:
 
     async def _welcome(self, socket: WebSocket, entry: Entry) -> None:
         offered = socket.scope["subprotocols"]
-        if refusal := self._refusal(offered):
+        try:
+            self._check(socket.headers, offered)
+        except LipsyncError as refusal:
             entry.fail(refusal)
-            code = HTTP_CODES[refusal.status]
-            await socket.send_denial_response(JSONResponse({"error": error_fields(refusal)}, code))
+            headers = {REQUEST_ID: entry.request}
+            answer = JSONResponse({"error": error_fields(refusal)}, http_code(refusal), headers)
+            await socket.send_denial_response(answer)
             return
         named = [(REQUEST_ID.encode(), entry.request.encode())]
         await socket.accept(subprotocol=SUBPROTOCOL if offered else None, headers=named)
@@ -69,14 +75,15 @@ class Conversations:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _refusal(self, offered: list[str]) -> LipsyncError | None:
+    def _check(self, headers: Headers, offered: list[str]) -> None:
+        """Raises LipsyncError for a handshake that is refused."""
         if self._stopping:
-            return Stopping("the service stops", retry_after_s=1)
+            raise Stopping("the service stops", retry_after_s=1)
+        check_origin(headers.get("origin"), headers.get("host"), self._origins)
         if offered and SUBPROTOCOL not in offered:
-            return InvalidInput(
+            raise InvalidInput(
                 f"this service speaks {SUBPROTOCOL}: offer it as subprotocol, or none", field="subprotocol"
             )
-        return None
 
     async def _converse(self, socket: WebSocket, entry: Entry) -> None:
         task = asyncio.current_task()

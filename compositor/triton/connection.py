@@ -6,19 +6,30 @@ With `control` and `inference`, which speak through it, the only importer of tri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from tritonclient.grpc import InferenceServerClientPlugin, aio
+from tritonclient.grpc import InferenceServerClientPlugin, InferInput, InferRequestedOutput, InferResult, aio
 from tritonclient.utils import InferenceServerException
 
-from ..errors import DeadlinePassed, InferenceFailed, LipsyncError, Overloaded, SettingsInvalid, TritonUnavailable
+from ..errors import (
+    DeadlinePassed,
+    InferenceFailed,
+    LipsyncError,
+    Overloaded,
+    SettingsInvalid,
+    TenantBroken,
+    TritonUnavailable,
+)
 
 Client: TypeAlias = aio.InferenceServerClient
 Answer = TypeVar("Answer")
 
 KEY_HEADER = "triton-grpc-protocol-lipsync-key"
+_FADE = 0.98
+"""What each answer leaves of the slowest one before it."""
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -79,6 +90,19 @@ def translate(error: InferenceServerException) -> LipsyncError:
     return InferenceFailed(f"Triton failed: {message}")
 
 
+def blames_server(error: LipsyncError) -> bool:
+    """Whether an inference failed as all would at a server that is broken: by Triton's INTERNAL or UNKNOWN, or with an
+    answer that is something else than was asked for. It may be the model's fault all the same."""
+    cause = error.__cause__
+    if isinstance(cause, InferenceServerException):
+        # With another status Triton says that the request does not suit the model, or the server.
+        return isinstance(error, InferenceFailed) and str(cause.status()) in (
+            "StatusCode.INTERNAL",
+            "StatusCode.UNKNOWN",
+        )
+    return isinstance(error, (InferenceFailed, TenantBroken))
+
+
 def read_key(path: Path) -> str:
     """The key that a file holds. Raises SettingsInvalid where there is none."""
     try:
@@ -110,6 +134,15 @@ class Connection:
         self._key = key
         self.answers = 0
         """How many requests were answered, however."""
+        self.inferred = 0
+        """How many of them were inferences."""
+        self.slowest_s = 0.0
+        """What the slowest inference of late took."""
+        self._inferring = 0
+        self._unanswered = False
+        """Whether an inference was given up since the last that was answered."""
+        self._answered_s = 0.0
+        """When an inference was answered last, or asked for where none was under way."""
         self._client = self._connect()
         self._hangs = False
         self._closing: set[asyncio.Task[None]] = set()
@@ -131,6 +164,43 @@ class Connection:
             raise GivenUp("Triton does not answer", retry_after_s=1)
         return await self._send(request)
 
+    async def infer(
+        self,
+        model: str,
+        inputs: Sequence[InferInput],
+        outputs: Sequence[InferRequestedOutput],
+        wait_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> InferResult:
+        """An inference, whose answer is awaited for so long. Raises what `ask` raises."""
+        begin_s = time.monotonic()
+        if not self._inferring and not self._unanswered:
+            self._answered_s = begin_s
+        self._inferring += 1
+        answered = True
+        try:
+            return await self.ask(
+                lambda client: client.infer(model, inputs, outputs=outputs, client_timeout=wait_s, headers=headers)
+            )
+        except TritonUnavailable as error:
+            answered = False
+            self._unanswered |= isinstance(error, GivenUp)
+            raise
+        except (DeadlinePassed, asyncio.CancelledError):
+            answered, self._unanswered = False, True
+            raise
+        finally:
+            self._inferring -= 1
+            if answered:
+                self.inferred += 1
+                self._unanswered = False
+                self._answered_s = time.monotonic()
+                self.slowest_s = max(self._answered_s - begin_s, _FADE * self.slowest_s)
+
+    def silent_s(self) -> float:
+        """For how long inferences have been waited for, and none was answered."""
+        return time.monotonic() - self._answered_s if self._inferring or self._unanswered else 0.0
+
     async def ping(self, wait_s: float) -> bool:
         """Whether Triton takes requests. Raises TritonUnavailable, and NoAnswer after `wait_s`."""
         # Not ServerReady: by Triton's default it says no while any model is loaded or unloaded, and for as long as one
@@ -143,6 +213,10 @@ class Connection:
         """Triton accepts requests and does not answer: those in flight fail at once, with GivenUp, and so do further
         ones until a `ping` is answered, on a new connection: the old one may lead to a machine that is gone."""
         self._hangs = True
+        self.let_go()
+
+    def let_go(self) -> None:
+        """The requests in flight fail at once, with GivenUp; further ones go out on a new connection."""
         closing = asyncio.create_task(self._client.close())
         self._client = self._connect()
         self._closing.add(closing)

@@ -26,6 +26,9 @@ _OUT_OF_MEMORY = re.compile(
 )
 """What CUDA, cuDNN, ONNX Runtime's arena, the C++ library, Python, and Triton's Python backend say of it."""
 
+_UNKNOWN_GPU = re.compile("unsupported gpu id|no GPUs are available")
+"""What Triton says of a config that names a GPU which it does not have, or has none at all."""
+
 
 class Control:
     """The models of one Triton server."""
@@ -33,9 +36,29 @@ class Control:
     def __init__(self, settings: TritonSettings, endpoint: str, repository: Path | None = None) -> None:
         """repository: where the models' config.pbtxt are, for loads that name a GPU."""
         self.endpoint = endpoint
+        self.inferences = 0
+        """How many were answered as they should be."""
         self._settings = settings
         self._repository = repository
         self._connection = Connection(endpoint, read_key(settings.key_file) if settings.key_file else None)
+
+    @property
+    def inferred(self) -> int:
+        """How many inferences were answered, however."""
+        return self._connection.inferred
+
+    @property
+    def slowest_s(self) -> float:
+        """What the slowest inference of late took."""
+        return self._connection.slowest_s
+
+    def silent_s(self) -> float:
+        """For how long inferences have been waited for, and none was answered."""
+        return self._connection.silent_s()
+
+    def let_go(self) -> None:
+        """Requests in flight fail at once, with TritonUnavailable; further ones go out."""
+        self._connection.let_go()
 
     async def load(self, model: str, gpu: int | None = None) -> None:
         """Loads a model; at once where it is loaded and unchanged.
@@ -49,10 +72,13 @@ class Control:
         try:
             await self._connection.ask(lambda client: client.load_model(model, config=config, client_timeout=wait_s))
         except (InferenceFailed, ModelNotLoaded) as fault:
-            said = _said(fault)
+            said = _said(fault).strip()
             words = f"{model!r} does not load into Triton: {said}"
             if _OUT_OF_MEMORY.search(said):
                 raise OutOfMemory(words, retry_after_s=1) from fault
+            if config is not None and _UNKNOWN_GPU.search(said):
+                words = f"the setting triton.gpus names GPU {gpu}, which {self.endpoint} does not have"
+                raise TenantBroken(f"{words}: name those it has, or none ({said})", field="triton.gpus") from fault
             raise TenantBroken(words, field="tenant") from fault
 
     async def unload(self, model: str) -> None:
@@ -97,12 +123,7 @@ class Control:
         inputs = [_zeros(each, config.max_batch_size > 0) for each in config.input]
         smallest = min(config.output, key=lambda output: int(np.prod(output.dims)))
         outputs = [wire.InferRequestedOutput(smallest.name)]
-        wait_s = self._settings.load_timeout_s
-
-        async def request(client: Client) -> None:
-            await client.infer(model, inputs, outputs=outputs, client_timeout=wait_s)
-
-        await self._connection.ask(request)
+        await self._connection.infer(model, inputs, outputs, self._settings.load_timeout_s)
 
     async def _ask(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
         """What Triton answers to what no caller asked: the time given is the service's own."""

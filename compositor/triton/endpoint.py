@@ -1,7 +1,8 @@
 """One Triton server as the fleet sees it: its connection, what it has loaded, and whether requests may go to it.
 
-The one place that judges a server's health. It goes down with the first connection that fails; only a ping that is
-answered brings it back. That a server hangs, which accepts and never answers, is told from its being slow by this:
+The one place that keeps a server's health. Whether its inference works, its `breaker` says. It goes down with the
+first connection that fails; only a ping that is answered brings it back. That a server hangs, which accepts and never
+answers, is told from its being slow by this:
 
 - A ping (ServerLive) waits for no model, no load and no batch. Of a real Triton on 2 cores that had 24 other busy
   processes, more requests than it could serve, and models coming and going, the slowest of 316 took 0.4 s; these were
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from ..errors import LipsyncError
 from ..residency.models import ModelReport, State
 from ..residency.residency import Residency
+from .breaker import SILENT_S, SLOWER, Breaker, Circuit
 from .connection import NoAnswer
 from .inference import Triton
 
@@ -57,13 +59,22 @@ class EndpointReport:
     room: bool
     """Whether one more model fits without unloading one in use."""
     models: list[ModelReport]
+    circuit: Circuit = Circuit.CLOSED
+    """Not closed: inference fails there, and requests avoid it."""
 
 
 class Endpoint:
-    """One Triton. `up`: requests may go there; `ready`: and it has said so itself."""
+    """One Triton. `up`: requests may go there; `ready`: and it has said so itself; `breaker`: whether they should."""
 
-    def __init__(self, triton: Triton, residency: Residency, told: Callable[[bool], None] = lambda up: None) -> None:
-        """told: hears whether the server is up, each time that this may have changed."""
+    def __init__(
+        self,
+        triton: Triton,
+        residency: Residency,
+        told: Callable[[bool], None] = lambda up: None,
+        told_works: Callable[[bool], None] = lambda works: None,
+    ) -> None:
+        """told: hears whether the server is up, each time that this may have changed. told_works: whether inference
+        works there, as far as is known, likewise."""
         self.name = triton.endpoint
         self.triton = triton
         self.residency = residency
@@ -72,7 +83,8 @@ class Endpoint:
         self.ready = False
         self.falls = 0
         """How often it went down, by which a failure from before the last time is known."""
-        self._told = told
+        self.breaker = Breaker(lambda: triton.inferences, self._circuit_changed)
+        self._told, self._told_works = told, told_works
         self._ping: asyncio.Task[bool] | None = None
         self._silent = 0
         """Looks in a row without a sign of life."""
@@ -91,6 +103,26 @@ class Endpoint:
         """How long ago it went down; of use only while it is."""
         return time.monotonic() - self._down_since_s
 
+    @property
+    def works(self) -> bool:
+        """Whether requests should go there: it is up, and so is its inference, as far as is known."""
+        return self.up and self.breaker.closed
+
+    def patience_s(self) -> float:
+        """How long the server may be silent before that is a sign of anything."""
+        return max(SILENT_S, SLOWER * self.triton.slowest_s)
+
+    def is_silent(self) -> bool:
+        """Whether it answers no inference, for longer than it may."""
+        return self.triton.silent_s() >= self.patience_s()
+
+    def let_go(self) -> None:
+        """Its inference hangs: the requests in flight fail at once, to be made elsewhere."""
+        # That they fail is no sign that it cannot be reached.
+        self.falls += 1
+        self._drop_ping()
+        self.triton.let_go()
+
     async def watch(self) -> None:
         """Pings until it is cancelled."""
         try:
@@ -108,11 +140,15 @@ class Endpoint:
         """Pings, or goes on waiting for the ping that is out, and judges by what comes within `LOOK_S`."""
         loop, answers = asyncio.get_running_loop(), self.triton.answers
         begin_s = loop.time()
+        self._told_works(self.breaker.closed)
         if self._ping is None:
             self._ping = asyncio.create_task(self.triton.ping(_LOST_S))
-        await asyncio.wait((self._ping,), timeout=LOOK_S)
-        if self._ping.done():
-            ping, self._ping = self._ping, None
+        ping = self._ping
+        await asyncio.wait((ping,), timeout=LOOK_S)
+        if self._ping is not ping:
+            return
+        if ping.done():
+            self._ping = None
             await self._take(ping)
         elif self.triton.answers != answers:
             self._silent = 0
@@ -121,7 +157,15 @@ class Endpoint:
 
     def report(self) -> EndpointReport:
         residency = self.residency
-        return EndpointReport(self.name, self.up, residency.load, residency.room(), residency.report())
+        report = residency.report()
+        return EndpointReport(self.name, self.up, residency.load, residency.room(), report, self.breaker.circuit)
+
+    def _circuit_changed(self, reason: str) -> None:
+        self._told_works(not reason)
+        if reason:
+            log.warning("inference fails at Triton at %s, which answers pings: %s", self.name, reason)
+        else:
+            log.info("requests go to Triton at %s again", self.name)
 
     async def _take(self, ping: asyncio.Task[bool]) -> None:
         """Judges by a ping that has ended."""
@@ -174,6 +218,7 @@ class Endpoint:
                 if model.state is State.READY and model.name not in loaded:
                     self.residency.forget(model.name)
             self._up_since_s = time.monotonic()
+            self.breaker.hurry()
             log.info("Triton at %s is back", self.name)
         self.up = self.ready = True
         self._told(True)

@@ -1,8 +1,8 @@
 """All Triton servers as one: a model and a request for it go in, its answer comes out, from whichever server has the
 model or gets it.
 
-Requests are repeated where that helps: the model is not loaded any more, or the server cannot be reached; then on
-another server, if there is one.
+Requests are repeated where that helps: the model is not loaded any more, or the server cannot be reached, or failed as
+a broken one would; then on another server, if there is one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from functools import partial
 from typing import TypeVar
 
 from ..deadline import Deadline
-from ..errors import LipsyncError, Overloaded, TritonUnavailable
-from ..residency.models import Device, Facts, Observer, Unobserved
+from ..errors import DeadlinePassed, InferenceFailed, LipsyncError, Overloaded, TenantBroken, TritonUnavailable
+from ..residency.models import Facts, Observer, Unobserved, devices_of
 from ..residency.residency import Residency
 from ..settings import Settings
 from .connection import ModelNotLoaded, RegionLost, Unresponsive
 from .endpoint import Endpoint, EndpointReport
+from .examination import Examiner
 from .homecoming import Homecoming
 from .inference import Triton
+from .opinions import Opinions
 from .placement import Placement, models_of, ranked, tenant_of
 
 log = logging.getLogger(__name__)
@@ -114,6 +116,8 @@ class Fleet:
         self._homecoming = Homecoming(
             self._placement, settings.triton.load_timeout_s, settings.residency.min_resident_s, facts
         )
+        self._opinions = Opinions(self._placement, self._homecoming.leave)
+        self._examiner = Examiner(self._endpoints, settings.triton.load_timeout_s)
 
     async def serve(
         self,
@@ -130,9 +134,14 @@ class Fleet:
         say it: an audio encoder is asked, and loaded, where those are who need it. Raises what the request and a load
         raise, Overloaded where no server has room, and TritonUnavailable where none could be reached for
         `triton.restart_wait_s`; while there is another to ask, that time does not count. A server that went down less
-        than that ago is waited for, too, where all others are full.
+        than that ago is waited for, too, where all others are full. What failed as it would at a broken server is made
+        once more at another that has the model or room for it (`opinions`).
         """
-        search = _Search(self._placement, self._restart_wait_s, tenant or tenant_of(model), model, deadline)
+        tenant = tenant or tenant_of(model)
+        search = _Search(self._placement, self._restart_wait_s, tenant, model, deadline)
+        ask = partial(self._ask, model, deadline, request, loading)
+        if tenant in self._opinions.unanswered and (answered := await self._opinions.first(tenant, model, ask)):
+            return answered[0]
         while True:
             endpoint = search.endpoint()
             falls = endpoint.falls if endpoint else 0
@@ -140,7 +149,17 @@ class Fleet:
                 if endpoint is None:
                     raise TritonUnavailable("Triton cannot be reached; it may be restarting", retry_after_s=1)
                 async with self._lease(endpoint, model, deadline, loading):
-                    return await request(endpoint.triton)
+                    try:
+                        return await request(endpoint.triton)
+                    except (InferenceFailed, TenantBroken) as error:
+                        if not self._opinions.doubts(error, endpoint, model):
+                            raise
+                        fault = error
+                    except (DeadlinePassed, asyncio.CancelledError):
+                        # A caller whose deadline has passed is often seen to leave first.
+                        self._opinions.gave_up(endpoint, tenant, model)
+                        raise
+                return await self._opinions.second(fault, endpoint, tenant, model, ask)
             except _Full as error:
                 assert endpoint
                 search.is_full(endpoint, error.reason)
@@ -151,6 +170,21 @@ class Fleet:
             except TritonUnavailable as error:
                 search.is_unavailable(endpoint, falls, error)
             await asyncio.sleep(min(_BACK_OFF_S, deadline.remaining_s()))
+
+    async def _ask(
+        self,
+        model: str,
+        deadline: Deadline,
+        request: Callable[[Triton], Awaitable[Answer]],
+        loading: Callable[[], AbstractContextManager[None]],
+        endpoint: Endpoint,
+    ) -> Answer:
+        """The answer to a request that is made once, at this server."""
+        try:
+            async with self._lease(endpoint, model, deadline, loading):
+                return await request(endpoint.triton)
+        except _Full as error:
+            raise error.reason from error
 
     def _lease(
         self, endpoint: Endpoint, model: str, deadline: Deadline, loading: Callable[[], AbstractContextManager[None]]
@@ -176,13 +210,16 @@ class Fleet:
 
     def replaced(self, tenant: str) -> None:
         """The tenant's files may be others now: if so, its models are loaded again before they are used again."""
+        self._opinions.forget(tenant)
         for endpoint in self._endpoints:
             for model in models_of(tenant):
+                endpoint.breaker.forget(model)
                 endpoint.residency.replaced(model)
 
     async def drop(self, tenant: str) -> None:
         """The tenant's files are gone: its models are unloaded."""
         self._placement.forget(tenant)
+        self._opinions.forget(tenant)
         for endpoint in self._endpoints:
             await _drop(tenant, endpoint)
 
@@ -196,6 +233,7 @@ class Fleet:
             *(endpoint.watch() for endpoint in self._endpoints),
             *(endpoint.residency.watch() for endpoint in self._endpoints),
             self._homecoming.watch(),
+            self._examiner.watch(),
         )
 
     def report(self) -> list[EndpointReport]:
@@ -223,14 +261,15 @@ def open_fleet(
     observe: Callable[[str], Observer] = lambda endpoint: Unobserved(),
     told: Callable[[str, bool], None] = lambda endpoint, up: None,
     queued: Callable[[float], None] = lambda seconds: None,
+    told_works: Callable[[str, bool], None] = lambda endpoint, works: None,
 ) -> Fleet:
     """The fleet that the settings describe; nothing is connected or loaded yet.
 
     facts: what the files say of a model. observe: gives each server, by its address, its models' observer. told: hears
-    of each server whether it is up. queued: hears how long each request waited for its turn to be sent. Tenants that
-    are pinned or preloaded are so at home only.
+    of each server whether it is up. queued: hears how long each request waited for its turn to be sent. told_works:
+    hears of each server whether inference works there. Tenants that are pinned or preloaded are so at home only.
     """
-    devices = [Device(f"gpu{gpu}", gpu) for gpu in settings.triton.gpus] or [Device("default", None)]
+    devices = devices_of(settings.triton.gpus)
 
     def endpoint(name: str) -> Endpoint:
         triton = Triton(settings.triton, name, settings.model_repository, queued)
@@ -241,6 +280,6 @@ def open_fleet(
         chosen = settings.residency
         own = chosen.model_copy(update={"pinned": at_home(chosen.pinned), "preload": at_home(chosen.preload)})
         residency = Residency(triton, own, facts, devices, observe(name), settings.triton.placement)
-        return Endpoint(triton, residency, partial(told, name))
+        return Endpoint(triton, residency, partial(told, name), partial(told_works, name))
 
     return Fleet([endpoint(name) for name in dict.fromkeys(settings.triton.endpoints)], settings, facts)

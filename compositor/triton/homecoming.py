@@ -1,5 +1,5 @@
-"""Brings tenants back to their home, which was down or had no room: each is loaded there while it is still served
-elsewhere."""
+"""Brings tenants back to their home, which was down, failed, or had no room: each is loaded there, and answers there,
+while it is still served elsewhere."""
 
 from __future__ import annotations
 
@@ -121,8 +121,11 @@ class Homecoming:
             del self._homes[tenant]
 
     async def _load(self, tenant: str, own: list[str], here: Endpoint, home: Endpoint) -> None:
-        """Loads at home what the tenant has here, the audio encoder first. Raises what `Residency.ensure` raises, and
-        EncoderMissing where that does not load: which is not the tenant's fault, and may be mended for all."""
+        """Loads at home what the tenant has here, the audio encoder first, and makes an inference of what is its own.
+
+        Raises what `Residency.ensure` and `Control.warm` raise, and EncoderMissing where the encoder does not load:
+        which is not the tenant's fault, and may be mended for all.
+        """
         deadline = Deadline.after(self._load_timeout_s)
         encoder = self._facts(tenant).encoder
         if encoder in here.residency:
@@ -132,6 +135,8 @@ class Homecoming:
                 raise EncoderMissing(error.message) from error
         for model in own:
             await home.residency.ensure(model, deadline)
+            # It may have been loaded all along, and have gone as its requests failed here.
+            await home.triton.warm(model)
 
     def _arrive(self, tenant: str, own: list[str], here: Endpoint, home: Endpoint) -> None:
         if self._placement.at(tenant) is None:  # it was removed meanwhile
@@ -139,7 +144,11 @@ class Homecoming:
         self._placement.move(tenant, home)
         log.info("%s is back on %s", tenant, home.name)
         for model in own:
-            self._left[here][model] = (-1, self._now_s())
+            self.leave(here, model)
+
+    def leave(self, endpoint: Endpoint, model: str) -> None:
+        """A copy of a model is left behind there."""
+        self._left[endpoint][model] = (-1, self._now_s())
 
     async def _tidy(self, endpoint: Endpoint) -> None:
         """Unloads the copies left there whose count of uses has stood still for long enough."""

@@ -108,6 +108,7 @@ class Triton(Control):
             or not np.isfinite(embeddings).all()
         ):
             raise InferenceFailed(f"encoder {encoder!r} answered with something else than finite (n, 512)")
+        self.inferences += 1
         return embeddings
 
     async def mouths(
@@ -166,6 +167,7 @@ class Triton(Control):
             result = await self._infer(model, inputs, [mouth, wire.InferRequestedOutput("finite")], wait_s)
             _check_finite(model, result.as_numpy("finite"), count)
             _check_mouth(model, result.get_output("mouth"), count)
+            self.inferences += 1
             crops: NDArray[np.uint8] = result.as_numpy("mouth") if region is None else region.view(lease.slot, size)
         except (NoAnswer, TritonUnavailable, asyncio.CancelledError) as error:
             self._slots.abandon(lease)
@@ -254,6 +256,7 @@ class Triton(Control):
             raise InferenceFailed(f"{model!r} answered with predictions of the wrong shape")
         if not np.isfinite(output).all():
             raise TenantBroken(f"the model of {model!r} predicted NaN or infinity", field="tenant")
+        self.inferences += 1
         return output
 
     async def _infer(
@@ -264,10 +267,7 @@ class Triton(Control):
         wait_s: float,
     ) -> wire.InferResult:
         """One request, whose answer is awaited for so long."""
-        headers = headers_onwards()
-        return await self._connection.ask(
-            lambda client: client.infer(model, inputs, outputs=outputs, client_timeout=wait_s, headers=headers)
-        )
+        return await self._connection.infer(model, inputs, outputs, wait_s, headers_onwards())
 
 
 def _release_unwanted(task: asyncio.Task[Mouths]) -> None:

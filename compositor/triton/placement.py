@@ -70,10 +70,11 @@ class Placement:
         """Where a request of a tenant for a model goes; None where no server is up but those that are `full`.
 
         It stays where the model is, or is awaited. Otherwise the tenant is placed anew: where it is loaded already, or
-        on the first of its ranking with room and no queue that is far longer than another's.
+        on the first of its ranking with room and no queue that is far longer than another's. A server whose inference
+        fails comes after all others.
         """
         here = self._at.get(tenant)
-        if here is not None and here.up and (model in here.residency or self._waiting[model]) and here not in full:
+        if here is not None and here.works and (model in here.residency or self._waiting[model]) and here not in full:
             return here
         return self._place(tenant, full)
 
@@ -91,20 +92,32 @@ class Placement:
     def _place(self, tenant: str, full: Collection[Endpoint]) -> Endpoint | None:
         order = self._ranked(tenant)
         usable = [endpoint for endpoint in order if endpoint.up and endpoint not in full]
+        usable = [endpoint for endpoint in usable if endpoint.works] or usable
         if not usable:
             return None
         loaded = next((endpoint for endpoint in usable if tenant in endpoint.residency), None)
-        here = self._at[tenant] = loaded or self._roomy(usable)
-        home = order[0]
-        if here is home:
+        here, home = loaded or self._roomy(usable), order[0]
+        self.settle(tenant, here)
+        if loaded is None and here is not home and home.works:
+            self.disturb(home)
+        return here
+
+    def settle(self, tenant: str, endpoint: Endpoint) -> None:
+        """The tenant's next requests go there, until it returns to its home."""
+        self._at[tenant], home = endpoint, self._ranked(tenant)[0]
+        if endpoint is home:
             self.stay(tenant)
-        elif home.up:
+        elif home.works:
             self._spilled.setdefault(tenant)
-            if loaded is None:
-                self.disturb(home)
         else:
             self._displaced[tenant] = None
-        return here
+
+    def witness(self, tenant: str, model: str, endpoint: Endpoint) -> Endpoint | None:
+        """Another server to make a request at that failed at this one: in the tenant's order, one that has the model,
+        or else room for it."""
+        others = [each for each in self._ranked(tenant) if each is not endpoint and each.ready and each.works]
+        holding = (each for each in others if model in each.residency)
+        return next(holding, None) or next((each for each in others if each.residency.room()), None)
 
     def _roomy(self, usable: Sequence[Endpoint]) -> Endpoint:
         """The first that has room, and at most twice the least busy one's requests and what it takes at once."""
@@ -118,7 +131,7 @@ class Placement:
     def look(self) -> None:
         """Takes in which servers are calm now: a tenant that came anew would go there, with half of the slack to spare.
         To be called again and again."""
-        now_s, up = self._now_s(), [endpoint for endpoint in self._endpoints.values() if endpoint.up]
+        now_s, up = self._now_s(), [endpoint for endpoint in self._endpoints.values() if endpoint.works]
         most = min((endpoint.residency.load for endpoint in up), default=0.0) + self._slots // 2
         self._calm_since_s = {
             endpoint: self._calm_since_s.get(endpoint, now_s)
@@ -131,7 +144,7 @@ class Placement:
     ) -> tuple[str, Endpoint, Endpoint] | None:
         """A tenant that had to go as its home was down, and is in use elsewhere now that its home has answered again:
         its name, where it is, and its home. may: whether that tenant may return to its home now."""
-        return self._first(self._displaced, lambda tenant, home: home.ready and may(tenant, home))
+        return self._first(self._displaced, lambda tenant, home: home.ready and home.works and may(tenant, home))
 
     def spilled(
         self, may: Callable[[str, Endpoint], bool] = lambda tenant, home: True

@@ -109,3 +109,13 @@ def test_a_borrowed_mouth_brings_nothing_of_the_upper_face(width: int, height: i
     middle = (40 + round(0.68 * height), 30 + width // 2)
     expected = idle[middle].astype(float) * (1 - weight) + pasted[middle].astype(float) * weight
     assert np.abs(mixed[middle] - expected).max() < 2
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_merged_planes_are_the_pixels_and_stay_in_the_caches(width: int, height: int) -> None:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    merged = blending.merge_planes(blending.split_planes(pixels))
+    assert np.array_equal(merged, pixels)
+    assert merged.flags.c_contiguous
+    # Into caches or past them: OpenCV decides by whether a pixel can begin at a multiple of its vectors' 32 bytes.
+    assert merged.ctypes.data % 32 % 3 != 0

@@ -39,6 +39,7 @@ def test_the_table_of_statuses() -> None:
     table = {
         errors.InvalidInput: "INVALID_ARGUMENT",
         errors.SettingsInvalid: "INVALID_ARGUMENT",
+        errors.OriginRefused: "PERMISSION_DENIED",
         errors.TenantNotFound: "NOT_FOUND",
         errors.TenantBroken: "FAILED_PRECONDITION",
         errors.TenantReplaced: "UNAVAILABLE",
@@ -49,6 +50,7 @@ def test_the_table_of_statuses() -> None:
         errors.Stopping: "UNAVAILABLE",
         errors.DiskFull: "UNAVAILABLE",
         errors.DeadlinePassed: "DEADLINE_EXCEEDED",
+        errors.RequestTimeout: "DEADLINE_EXCEEDED",
         errors.InferenceFailed: "INTERNAL",
         errors.LipsyncError: "INTERNAL",
         connection.ModelNotLoaded: "INTERNAL",

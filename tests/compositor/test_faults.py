@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compositor.errors import Status
-from compositor.transports.faults import CLOSE_CODES, HTTP_CODES
+from compositor.errors import DeadlinePassed, RequestTimeout, Status
+from compositor.transports.faults import CLOSE_CODES, HTTP_CODES, http_code
 
 
 def test_every_status_has_its_codes() -> None:
     assert {status.value: (HTTP_CODES[status], CLOSE_CODES[status]) for status in Status} == {
         "INVALID_ARGUMENT": (400, 4400),
         "NOT_FOUND": (404, 4404),
+        "PERMISSION_DENIED": (403, 4403),
         "FAILED_PRECONDITION": (400, 4412),
         "RESOURCE_EXHAUSTED": (429, 4429),
         "UNAVAILABLE": (503, 4503),
@@ -19,6 +20,10 @@ def test_every_status_has_its_codes() -> None:
         "INTERNAL": (500, 4500),
         "UNIMPLEMENTED": (501, 4501),
     }
+
+
+def test_http_says_whose_time_was_up() -> None:
+    assert (http_code(RequestTimeout("no WAV")), http_code(DeadlinePassed("no answer"))) == (408, 504)
 
 
 def test_close_codes_are_distinct_and_of_the_applications_range() -> None:

@@ -20,6 +20,7 @@ LAYERS = [
         "clock",
         "batching",
         "threads",
+        "memory",
         "limits",
         "signals",
         "scratch",
@@ -69,6 +70,7 @@ PURE = [
     "residency.budget",
     "residency.headroom",
     "residency.plan",
+    "triton.breaker",
     "pcm",
     "audio",
     "features",
@@ -77,7 +79,10 @@ PURE = [
     "rendering",
     "manifest",
     "tenant",
+    "sessions.pressure",
+    "sessions.shedding",
     "transports.faults",
+    "transports.origins",
     "transports.wire",
 ]
 OWNERS = {
@@ -86,8 +91,8 @@ OWNERS = {
     "av": {"video"},
     "prometheus_client": {"metrics"},
     "opentelemetry": {"telemetry"},
-    "uvicorn": {"transports.web"},
-    "websockets": {"transports.web"},
+    "uvicorn": {"transports.connections", "transports.web"},
+    "websockets": {"transports.connections"},
     "starlette": {"transports.http", "transports.uploads", "transports.websocket"},
 }
 NEVER = {"onnx", "onnxruntime", "PIL", "typer", "rich", "lipsync", "pytest", "torch"}

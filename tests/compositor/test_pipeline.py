@@ -49,6 +49,8 @@ class FakeTriton:
     def __init__(self, repository: Path) -> None:
         self.endpoint = "triton:8001"
         self.answers = 0
+        self.inferences = 0
+        self.slowest_s = 0.0
         self.loaded: dict[str, str] = {}
         self.tenants = {name: Tenant(repository, name) for name in ("plain", "sent")}
         self.loads: list[str] = []
@@ -61,6 +63,9 @@ class FakeTriton:
 
     async def _nothing(self) -> None:
         await asyncio.sleep(0)
+
+    def silent_s(self) -> float:
+        return 0.0
 
     async def load(self, model: str, gpu: int | None = None) -> None:
         self.loads.append(model)

@@ -91,6 +91,17 @@ def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
     assert read_settings(None, environment).server.port == 8
 
 
+def test_origins_are_as_browsers_write_them(tmp_path: Path) -> None:
+    text = 'http: {allowed_origins: "https://shop.example.org, http://localhost:3000"}'
+    listed = read_settings(write(tmp_path, text), {}).http.allowed_origins
+    assert listed == ("https://shop.example.org", "http://localhost:3000")
+    assert read_settings(None, {"LIPSYNC_HTTP__ALLOWED_ORIGINS": "*"}).http.allowed_origins == ("*",)
+    for wrong in ("shop.example.org", "https://shop.example.org/", "https://Shop.example.org", "https://*/x", "null"):
+        (line,) = refusal(tmp_path, f'http: {{allowed_origins: ["{wrong}"]}}')
+        assert line.startswith("settings.yaml: http.allowed_origins.0: ")
+        assert "as browsers write them" in line
+
+
 def test_opentelemetrys_own_variables_are_taken_unless_ours_are_there(tmp_path: Path) -> None:
     path = write(tmp_path, "tracing: {endpoint: 'http://file:4317', sample_ratio: 0.5}\n")
     standard = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://standard:4317", "OTEL_SERVICE_NAME": "faces"}

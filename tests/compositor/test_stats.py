@@ -7,6 +7,7 @@ import json
 from compositor.metrics import Metrics
 from compositor.residency.models import ModelReport, State
 from compositor.transports.stats import describe
+from compositor.triton.breaker import Circuit
 from compositor.triton.endpoint import EndpointReport
 
 
@@ -28,17 +29,17 @@ def test_servers_are_told_with_their_counts_and_models_by_use() -> None:
     observer.occupied("default", 2, 60_000_000)
     reports = [
         EndpointReport("a:1", True, 4, True, [model("anna", 7), model("berta", 42, State.ABSENT)]),
-        EndpointReport("b:1", False, 0, False, [model("carla", 9, State.LOADING)]),
+        EndpointReport("b:1", False, 0, False, [model("carla", 9, State.LOADING)], Circuit.OPEN),
     ]
     told = json.loads(json.dumps(describe(reports, metrics)))
     assert told["endpoints"] == [
         {
-            "endpoint": "a:1", "up": True, "room": True, "leases": 4,
+            "endpoint": "a:1", "up": True, "circuit": "closed", "room": True, "leases": 4,
             "counts": {"hits": 5, "misses": 1, "loads": 1, "failed_loads": 1, "evictions": 1, "lost_races": 1},
             "devices": [{"device": "default", "models": 2, "most_models": 40, "bytes": 60_000_000, "most_bytes": 0}],
         },
         {
-            "endpoint": "b:1", "up": False, "room": False, "leases": 0,
+            "endpoint": "b:1", "up": False, "circuit": "open", "room": False, "leases": 0,
             "counts": {"hits": 0, "misses": 0, "loads": 0, "failed_loads": 0, "evictions": 0, "lost_races": 0},
             "devices": [],
         },

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from compositor.errors import InvalidInput
+from compositor.errors import DiskFull, InvalidInput
 from compositor.video import Video
 
 RATE, FPS = 16_000, 25
@@ -97,3 +99,47 @@ def test_a_format_that_holds_no_video_is_refused(tmp_path: Path, tone: Tone, nam
     with pytest.raises(InvalidInput, match="cannot be written as a video"):
         Video(tmp_path / name, tone(1, RATE), RATE, FPS)
     assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def files_of(size: int) -> Iterator[None]:
+    """No file gets larger than so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(("size", "frames"), [(0, 2 * FPS), (100_000, 2 * FPS), (1_000, 1)])
+def test_a_disk_that_fills_is_said(tmp_path: Path, tone: Tone, size: int, frames: int) -> None:
+    """At the first byte, among the frames, and as what was held back is written in the end."""
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"before")
+    video = Video(path, tone(2, RATE), RATE, FPS)
+    with files_of(size), pytest.raises(DiskFull) as caught:
+        film_noise(video, frames)
+    assert caught.value.message == (
+        f"{path}: cannot be written (File too large); free some space there, or name another folder"
+    )
+    video.discard()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    assert "out.part.mp4" not in {path.name for path in open_files()}
+
+
+def film_noise(video: Video, frames: int) -> None:
+    """Frames that no encoder makes small, and the end."""
+    rng = np.random.default_rng(0)
+    for _ in range(frames):
+        video.put(cv2.imencode(".jpg", rng.integers(0, 256, (240, 320, 3), np.uint8))[1].tobytes())
+    video.close()
+
+
+def open_files() -> list[Path]:
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(link.readlink())
+    return found

@@ -20,7 +20,8 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from compositor.errors import SettingsInvalid
 from compositor.settings import HttpSettings
-from compositor.transports.web import MOST_FRAGMENTS, UNSENT_BYTES, Patience, Server, bind, serving
+from compositor.transports.connections import MOST_FRAGMENTS, Patience
+from compositor.transports.web import UNSENT_BYTES, Server, bind, serving
 
 LONG_S, SHORT_S = 60.0, 0.05
 BIG = 64 << 20
@@ -28,8 +29,8 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class App:
-    """Answers `/` with a word, `/big` with 64 MiB, `/slow` when told, `/half` in part; a WebSocket with what it
-    received."""
+    """Answers `/` with a word, `/big` with 64 MiB, `/slow` when told or cut off, `/half` in part; a WebSocket with what
+    it received."""
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[None] | None] = set()
@@ -47,8 +48,13 @@ class App:
 
     async def page(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.begun.set()
-        if scope["path"] == "/slow":
-            await self.go.wait()
+        try:
+            if scope["path"] == "/slow":
+                await self.go.wait()
+        except asyncio.CancelledError:
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b"cut off"})
+            raise
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/half":
             await send({"type": "http.response.body", "body": b"half", "more_body": True})
@@ -65,6 +71,8 @@ class App:
             with contextlib.suppress(OSError):
                 while True:
                     await send({"type": "websocket.send", "bytes": bytes(1 << 20)})
+                    # Writes that need not wait would keep the loop from hearing that the client has gone.
+                    await asyncio.sleep(0)
         if scope["path"] == "/leave":
             await send({"type": "websocket.send", "bytes": bytes(BIG)})
             return
@@ -367,14 +375,15 @@ async def test_running_requests_finish_when_it_stops() -> None:
     assert b"200 OK" in answers[0]
 
 
-async def test_what_was_not_answered_is_told_so_without_a_complaint(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_cut_off_can_still_be_answered_and_is_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
     async with served(drain_s=0) as server:
         reader, writer = await server.open()
         writer.write(GET.replace(b"/ ", b"/slow ", 1))
         await server.app.begun.wait()
     answer = await ends(reader)
     assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"retry-after: 1\r\n" in answer
+    assert b"connection: close\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n7\r\ncut off\r\n0\r\n\r\n")
     await closes(writer)
     assert not caplog.records
 

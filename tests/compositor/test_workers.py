@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -198,4 +200,67 @@ def test_numbers_are_those_of_all_processes(tmp_path: Path) -> None:
     assert "lipsync_interrupts_total 6.0" in text
     assert 'lipsync_stage_seconds_sum{stage="blend"} 3.0' in text
     assert "lipsync_sessions 6.0" in text
-    assert {path.name for path in set(tmp_path.iterdir()) - files} == {"gauge_livesum_1.db"}
+    added = {path.name for path in set(tmp_path.iterdir()) - files}
+    assert "gauge_livesum_1.db" in added
+    assert all(re.fullmatch(r"gauge_live\w+_1\.db", name) for name in added), "what living processes measure"
+
+
+FILLING = """
+import json, pathlib, sys
+from compositor.errors import LipsyncError, Status
+from compositor.metrics import Metrics
+from compositor.residency.models import devices_of
+from compositor.settings import Settings
+from compositor.transports.ledger import CANCELLED, OK, Ledger
+from compositor.workers import _reserve_metrics
+
+folder, settings = pathlib.Path(sys.argv[1]), Settings.model_validate_json(sys.argv[2])
+
+def used():
+    # A file begins with how much of it is in use.
+    return {path.name: (path.stat().st_size, int.from_bytes(path.read_bytes()[:4], "little"))
+            for path in folder.glob("*.db")}
+
+_reserve_metrics(settings, folder, 1)
+reserved = used()
+metrics = Metrics(folder, 1)
+Ledger(metrics)
+for endpoint in settings.triton.endpoints:
+    observer = metrics.observer(endpoint, 40, 0)
+    metrics.up.labels(endpoint).set(1)
+    for device in devices_of(settings.triton.gpus):
+        observer.occupied(device.name, 1, 1)
+for word in ("alive", "ready", "expose", "stats", "tenants", "tenant", "frame", "speak", "page"):
+    for status in (OK, CANCELLED, *(each.value for each in Status)):
+        metrics.calls.labels(f"HTTP {word}", status)
+kinds = [LipsyncError]
+for kind in kinds:
+    metrics.failures.labels(kind("").reason)
+    kinds += kind.__subclasses__()
+for kind in ("speaking", "idle", "fade", "late"):
+    metrics.pictures.labels(kind)
+print(json.dumps([reserved, used()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "gpus"),
+    [
+        (["127.0.0.1:8001"], []),
+        ([f"triton-{number}.inference.svc.cluster.local:8001" for number in range(16)], [0, 1]),
+        ([f"{number}.{'x' * 60}.{'é' * 30}.example.org:8001" for number in range(64)], list(range(16))),
+    ],
+)
+def test_the_room_of_metrics_is_enough_for_all_labels(tmp_path: Path, endpoints: list[str], gpus: list[int]) -> None:
+    """A file that grows has no room of its own on a disk that is full, and its next write kills the process."""
+    settings = Settings.model_validate({"triton": {"endpoints": endpoints, "gpus": gpus}})
+    command = [sys.executable, "-c", FILLING, str(tmp_path), settings.model_dump_json()]
+    environment = {**os.environ, SHARED_VARIABLE: str(tmp_path)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    reserved, filled = json.loads(done.stdout)
+    assert len(reserved) == 5
+    assert filled.keys() == reserved.keys(), "no other file was made"
+    for name, (size, used) in filled.items():
+        assert size == reserved[name][0], f"{name} grew"
+        assert 0 < used <= size
+    assert sum(size for size, _ in filled.values()) < 4 * sum(used for _, used in filled.values()) + (1 << 20)

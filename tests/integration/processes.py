@@ -101,8 +101,9 @@ class Service:
 
 
 def write_settings(folder: Path, repository: Path, triton: str, **sections: dict[str, Any]) -> Path:
-    """A settings file with free ports and these sections."""
+    """A settings file with free ports, sessions without measure, and these sections."""
     values: dict[str, Any] = {"server": {"port": 0}, "http": {"port": 0}, "triton": {"endpoints": triton}}
+    values["live"] = {"max_late": 1}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
     path = folder / "settings.yaml"
@@ -146,9 +147,20 @@ def descendants(pid: int) -> set[int]:
 
 
 def alive(pid: int) -> bool:
+    return _state(Path(f"/proc/{pid}/stat")) != "Z"
+
+
+def freeze(pid: int) -> None:
+    """Stops all threads of a process with SIGSTOP: some still run for a moment when a busy machine has sent it."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(_state(task / "stat") in "TZ" for task in Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _state(stat: Path) -> str:
+    """Of a thread, as proc_pid_stat(5) says; that of one that has ended meanwhile is Z."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+        return stat.read_text().rpartition(")")[2].split()[0]
+    return "Z"
 
 
 @contextlib.contextmanager

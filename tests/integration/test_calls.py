@@ -9,6 +9,7 @@ import json
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as connect_now
 from websockets.typing import Subprotocol
 
@@ -234,6 +235,49 @@ def test_http_requests_are_counted_and_named(stack: Stack, counts: Counts) -> No
     until(lambda: counts.ended() == expected)
 
 
+@pytest.mark.parametrize("method", ["HTTP speak", "WebSocket", "Speak"])
+def test_who_does_not_send_what_it_began_is_no_failure_of_the_service(
+    stack: Stack, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """Told that its time is up, and counted as who leaves: no alert looks at that."""
+    values = {"model_repository": stack.repository, "triton": {"endpoints": stack.triton.grpc}, "http": {"port": 0}}
+    limits = {"server": {"port": 0, "timeout_s": 0.2}, "live": {"start_timeout_s": 0.2}}
+    service = ServiceThread(Settings.model_validate(values | limits))
+    service.start()
+    try:
+        counts = Counts(service.http_address)
+        with caplog.at_level("INFO"):
+            assert begin_only(service, method) == {"HTTP speak": "408", "WebSocket": "4408"}.get(
+                method, "DEADLINE_EXCEEDED"
+            )
+            until(lambda: counts.ended() == {(method, "CANCELLED"): 1})
+    finally:
+        service.stop()
+    said = {"HTTP speak": "the WAV did not come within 0.2 s"}.get(method, "no start within 0.2 s")
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records if "failed" in record.getMessage()]
+    assert lines == [("INFO", f"{method} failed: CANCELLED: {said}")]
+
+
+def begin_only(service: ServiceThread, method: str) -> str:
+    """Begins a call, sends nothing more, and says how it was ended."""
+    if method == "HTTP speak":
+        with socket.create_connection(("127.0.0.1", service.http_port), 30) as slow:
+            slow.sendall(b"POST /v1/tenants/plain/speak HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nRIFF")
+            return slow.recv(4096).split()[1].decode()
+    if method == "WebSocket":
+        with connect_now(f"ws://{service.http_address}/ws/plain", compression=None) as client:
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    client.recv(60)
+            return str(client.close_code)
+    requests = queue.SimpleQueue[pb.SpeakRequest | None]()
+    for stub in connect(service.address):
+        with pytest.raises(grpc.RpcError) as refused:
+            list(stub.Speak(iter(requests.get, None), timeout=60))
+    requests.put(None)
+    return str(refused.value.code().name)
+
+
 async def test_conversations_are_counted_and_named(stack: Stack, counts: Counts) -> None:
     url = f"ws://{stack.service.http_address}/ws/plain"
     headers = {"X-Request-Id": "mine"}
@@ -247,8 +291,9 @@ async def test_conversations_are_counted_and_named(stack: Stack, counts: Counts)
         await client.wait_closed()
     async with connect_websocket(url, compression=None) as client:
         client.transport.abort()
-    with pytest.raises(InvalidStatus):
-        await connect_websocket(url, subprotocols=[Subprotocol("other")])
+    with pytest.raises(InvalidStatus) as refused:
+        await connect_websocket(url, subprotocols=[Subprotocol("other")], additional_headers=headers)
+    assert refused.value.response.headers["x-request-id"] == "mine"
     expected = {("WebSocket", "OK"): 1, ("WebSocket", "INVALID_ARGUMENT"): 2, ("WebSocket", "CANCELLED"): 1}
     await asyncio.to_thread(until, lambda: counts.ended() == expected)
 
@@ -311,10 +356,12 @@ def test_a_request_that_is_cut_off_was_not_left_by_its_caller(
     service = ServiceThread(Settings.model_validate(values | {"triton": {"endpoints": stack.triton.grpc}}))
     service.start()
     url = f"http://{service.http_address}"
+    answers: list[httpx.Response] = []
 
     def post() -> None:
         with contextlib.suppress(httpx.HTTPError):
-            httpx.post(f"{url}/v1/tenants/plain/speak?format={kind}", content=wav(LONG), timeout=60)
+            path, headers = f"{url}/v1/tenants/plain/speak?format={kind}", {"x-request-id": "cut-off"}
+            answers.append(httpx.post(path, content=wav(LONG), headers=headers, timeout=60))
 
     posting = threading.Thread(target=post)
     posting.start()
@@ -324,3 +371,10 @@ def test_a_request_that_is_cut_off_was_not_left_by_its_caller(
         posting.join()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if "failed" in record.getMessage()]
     assert lines == [("INFO", "HTTP speak failed: UNAVAILABLE: the service stops")]
+    assert [answer.status_code for answer in answers] == ([503] if kind == "mp4" else [])
+    for answer in answers:
+        error = answer.json()["error"]
+        assert (error["status"], error["reason"], error["retry_after_s"]) == ("UNAVAILABLE", "STOPPING", 1)
+        wanted = {"x-request-id": "cut-off", "retry-after": "1", "connection": "close", "cache-control": "no-store"}
+        assert answer.headers.items() >= wanted.items()
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"

@@ -21,6 +21,7 @@ from lipsync.doctor_triton import check_triton
 from lipsync.tritonserver import EmbeddedTriton, TritonHome
 
 from ..conftest import Stack
+from .processes import freeze
 
 pytestmark = pytest.mark.triton
 
@@ -118,7 +119,7 @@ def test_a_triton_without_the_backend(triton: Backendless, repository: Path) -> 
 @pytest.mark.parametrize("triton", [Other], indirect=True)
 def test_a_triton_that_hangs(triton: Other, repository: Path) -> None:
     assert triton.pid is not None
-    os.kill(triton.pid, signal.SIGSTOP)
+    freeze(triton.pid)
     try:
         (finding,) = check_triton(triton.grpc, repository)
     finally:

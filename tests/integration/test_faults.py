@@ -44,6 +44,7 @@ from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton, TritonHome
 
 from ..conftest import ServiceThread, Stack, connect, running_stack, silent, write_small_source
+from .processes import freeze
 from .waiting import until
 
 pytestmark = pytest.mark.triton
@@ -199,7 +200,7 @@ async def test_a_triton_that_stops_takes_no_requests_and_one_that_starts_takes_l
 def hung(server: EmbeddedTriton) -> Iterator[None]:
     """Meanwhile it accepts and does not answer."""
     assert server.pid is not None
-    os.kill(server.pid, signal.SIGSTOP)
+    freeze(server.pid)
     try:
         yield
     finally:

@@ -35,6 +35,7 @@ from lipsync.tritonserver import EmbeddedTriton
 
 from ..compositor.triton.kserve import Tensors, good, serving
 from ..conftest import ServiceThread, connect, silent, write_small_source
+from .processes import freeze
 from .waiting import until
 
 ONE = np.zeros((1, 32, 16, 16), np.float32)
@@ -188,7 +189,7 @@ def test_a_triton_that_hangs_costs_no_request_and_gets_its_tenants_back(three: T
     assert triton.pid is not None
     with Demand(three.service, tenants) as demand:
         demand.go_on()
-        os.kill(triton.pid, signal.SIGSTOP)
+        freeze(triton.pid)
         try:
             demand.go_on()
             assert victim not in three.up()
@@ -290,6 +291,23 @@ async def test_garbage_fails_its_own_request_and_leaves_nothing(
         kserve.answer = good
         assert await frames_of(stub, frames=8) == 8
         assert len(asyncio.all_tasks()) <= len(before) + 2  # what serves the connection comes and goes
+
+
+@pytest.mark.parametrize(
+    "garbage", [with_mouth(MOUTH.repeat(2, 0)), with_mouth(MOUTH, finite=False), lambda request: {}]
+)
+async def test_garbage_is_made_good_by_another_server(repository: Path, garbage: Callable[[Any], Tensors]) -> None:
+    async with serving(good) as one, serving(good) as other:
+        servers = {kserve.endpoint: kserve for kserve in (one, other)}
+        home, refuge = (servers[endpoint] for endpoint in ranked("plain", list(servers)))
+        async with service_of(repository, list(servers)) as stub:
+            for _ in range(2):  # the second is sent after the first was taken in
+                while await refuge.requests.get() != "ping":
+                    pass
+            assert await frames_of(stub) == 1
+            home.answer = garbage
+            assert [await frames_of(stub) for _ in range(3)] == [1, 1, 1]
+            assert refuge.loaded["plain"] >= 3
 
 
 async def test_a_deadline_holds_whatever_triton_does(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,13 +44,13 @@ def client_of(service: ServiceThread) -> Iterator[httpx.Client]:
 
 
 @contextlib.contextmanager
-def service_with(stack: Stack, server: dict[str, float]) -> Iterator[ServiceThread]:
+def service_with(stack: Stack, server: dict[str, float], **http: object) -> Iterator[ServiceThread]:
     """A service of its own on the same Triton, for small messages."""
     settings = Settings.model_validate(
         {
             "model_repository": stack.repository,
             "server": {"port": 0, **server},
-            "http": {"port": 0, "max_message_mb": 1},
+            "http": {"port": 0, "max_message_mb": 1, **http},
             "triton": {"endpoints": stack.triton.grpc},
         }
     )
@@ -304,10 +304,18 @@ def test_a_wav_that_is_too_large_is_refused(narrow: ServiceThread) -> None:
 
 
 def test_a_wav_that_never_ends_is_not_waited_for(stack: Stack) -> None:
-    head = f"POST {SPEAK} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    head = f"POST {SPEAK} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100\r\n\r\n"
     with service_with(stack, {"timeout_s": 0.2}) as service, connected(service) as slow:
         slow.sendall(head.encode() + b"RIFF")
-        assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
+        answer = b"".join(iter(lambda: slow.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == {
+        "status": "DEADLINE_EXCEEDED",
+        "reason": "REQUEST_TIMEOUT",
+        "message": "the WAV did not come within 0.2 s",
+        "field": "",
+        "retry_after_s": None,
+    }
 
 
 def test_a_video_that_cannot_be_written_is_not_the_callers_fault(
@@ -344,6 +352,36 @@ def pcm16_wav(samples: np.ndarray[Any, Any]) -> bytes:
     size = len(data).to_bytes(4, "little")
     form = bytes.fromhex("1000000001000100803e0000007d000002001000")
     return b"RIFF" + (len(data) + 36).to_bytes(4, "little") + b"WAVEfmt " + form + b"data" + size + data
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-request-id"}
+
+
+def test_pages_of_others_may_not_read_answers(http: httpx.Client) -> None:
+    origin = {"Origin": "https://shop.example.org"}
+    answers = [http.get("/v1/tenants", headers=origin), http.options(SPEAK, headers={**origin, **PREFLIGHT})]
+    assert [answer.status_code for answer in answers] == [200, 405]
+    assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(("allowed", "told"), [("https://shop.example.org", "https://shop.example.org"), ("*", "*")])
+def test_pages_that_the_settings_name_may_read_answers(stack: Stack, allowed: str, told: str) -> None:
+    with service_with(stack, {}, allowed_origins=allowed) as service, client_of(service) as http:
+        origin = {"Origin": "https://shop.example.org"}
+        asked = http.options(SPEAK, headers={**origin, **PREFLIGHT})
+        spoken = http.post(SPEAK, content=WAV, headers={**origin, "x-request-id": "mine"})
+        missing = http.get("/v1/tenants/nobody", headers=origin)
+        assert [answer.status_code for answer in (asked, spoken, missing)] == [200, 200, 404]
+        assert {answer.headers["Access-Control-Allow-Origin"] for answer in (asked, spoken, missing)} == {told}
+        assert "POST" in asked.headers["Access-Control-Allow-Methods"]
+        assert "x-request-id" in asked.headers["Access-Control-Allow-Headers"].lower()
+        assert "x-request-id" in spoken.headers["Access-Control-Expose-Headers"].lower()
+        assert spoken.headers["x-request-id"] == "mine"
+        other = http.get("/v1/tenants", headers={"Origin": "https://evil.example"})
+        assert other.headers.get("Access-Control-Allow-Origin") == ("*" if allowed == "*" else None)
+        # What caches keep for all must not lack what one of them needs.
+        if allowed != "*":
+            assert "Origin" in http.get("/v1/tenants").headers["Vary"]
 
 
 def test_calls_beyond_the_limit_are_told_when_to_come_back(narrow: ServiceThread) -> None:

@@ -33,6 +33,7 @@ from .processes import (
     client,
     code_of,
     descendants,
+    freeze,
     generate,
     ready,
     serving,
@@ -232,7 +233,7 @@ def loading(settings: Path, triton: EmbeddedTriton) -> Iterator[tuple[Service, F
     with serving(settings) as service, client(service) as (channel, stub), ThreadPoolExecutor(1) as pool:
         watch(channel)
         assert triton.pid is not None
-        os.kill(triton.pid, signal.SIGSTOP)
+        freeze(triton.pid)
         status = pool.submit(code_of, generate(stub))
         until(lambda: under_way(service) == 1)
         yield service, status
@@ -270,7 +271,7 @@ def test_a_load_that_comes_is_waited_for(frozen: EmbeddedTriton, stack: Stack, t
 def test_a_triton_that_hangs_from_the_start_holds_nobody(frozen: EmbeddedTriton, stack: Stack, tmp_path: Path) -> None:
     """While a tenant is to be loaded that nobody asked for yet."""
     assert frozen.pid is not None
-    os.kill(frozen.pid, signal.SIGSTOP)
+    freeze(frozen.pid)
     residency = {"preload": ["avatar"]}
     settings = write_settings(tmp_path, stack.repository, frozen.grpc, server={"drain_s": 600}, residency=residency)
     with serving(settings) as service:

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from compositor.scratch import PREFIX
+
 from ..conftest import Stack
 from ..lipsync.conftest import can_mount
 from .processes import (
@@ -111,7 +113,7 @@ def test_a_full_disk_is_told_and_passes(stack: Stack, tmp_path: Path, workers: i
         assert sum(answer.WhichOneof("event") == "frame" for answer in generate(stub)) == FRAMES
         assert code_of(generate(stub, tenant="nobody")) == "NOT_FOUND"
         film = httpx.post(f"http://{service.http_address}/v1/tenants/avatar/speak?format=mp4", content=WAV, timeout=60)
-        assert film.status_code in (500, 503)
+        assert (film.status_code, film.json()["error"]["reason"]) == (503, "DISK_FULL")
         assert httpx.get(f"http://{service.http_address}/metrics").status_code == 200
         (inside / "filling").unlink()
         assert next(states).status == SERVING
@@ -119,6 +121,32 @@ def test_a_full_disk_is_told_and_passes(stack: Stack, tmp_path: Path, workers: i
         assert descendants(service.process.pid) == before, "no worker died of it"
         film = httpx.post(f"http://{service.http_address}/v1/tenants/avatar/speak?format=mp4", content=WAV, timeout=60)
         assert film.status_code == 200
+        assert service.stop() == 0
+        assert "Traceback" not in service.said
+
+
+def test_a_disk_that_fills_while_a_video_is_written_is_told(stack: Stack, tmp_path: Path) -> None:
+    """By the limit on a file's size, which the film meets half-way. There is room for what comes after."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    settings = write_settings(tmp_path, stack.repository, stack.triton.grpc)
+    variables = {"TMPDIR": str(folder), "LIPSYNC_TRITON__SHARED_MEMORY": "off"}
+    with serving(settings, wrapper="ulimit -f 64; exec", **variables) as service:
+        ready(service)
+        url = f"http://{service.http_address}/v1/tenants/avatar/speak"
+        film = httpx.post(url, params={"format": "mp4"}, content=WAV, timeout=60)
+        assert film.status_code == 503
+        assert film.headers["Retry-After"] == "1"
+        assert film.json()["error"] == {
+            "status": "UNAVAILABLE",
+            "reason": "DISK_FULL",
+            "message": f"{folder}: no room for the video (File too large); free some space there, or set TMPDIR to a "
+            "folder with room",
+            "field": "",
+            "retry_after_s": 1.0,
+        }
+        assert not list(folder.glob(f"{PREFIX}*"))
+        assert httpx.post(url, content=WAV, timeout=60).status_code == 200
         assert service.stop() == 0
         assert "Traceback" not in service.said
 

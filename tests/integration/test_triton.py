@@ -27,6 +27,8 @@ from compositor.triton.inference import Triton
 from lipsync.triton_install import TritonHome
 from lipsync.tritonserver import EmbeddedTriton
 
+from .processes import freeze
+
 pytestmark = pytest.mark.triton
 
 ONE = (np.zeros(1, np.int32), np.zeros((1, 32, 16, 16), np.float32))
@@ -228,7 +230,7 @@ async def test_a_hung_server_holds_nobody_and_goes_on(models: Path, triton_home:
         await triton.load("plain")
         await ask(triton)
         assert server.pid is not None
-        os.kill(server.pid, signal.SIGSTOP)
+        freeze(server.pid)
         try:
             asking = [asyncio.create_task(ask(triton)) for _ in range(6)]
             await asyncio.wait(asking, timeout=0.2)

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 from compositor.settings import Settings
 from lipsync.sentences import HELLO
@@ -38,15 +38,15 @@ def binary(data: bytes, version: int = 1, kind: int = 1, length: int | None = No
 
 
 @contextlib.contextmanager
-def service_with(stack: Stack, **live: object) -> Iterator[ServiceThread]:
-    """A service of its own on the same Triton."""
+def service_with(stack: Stack, http: dict[str, object] | None = None, **live: object) -> Iterator[ServiceThread]:
+    """A service of its own on the same Triton. live: settings of that section."""
     settings = Settings.model_validate(
         {
             "model_repository": stack.repository,
             "server": {"port": 0},
-            "http": {"port": 0},
+            "http": {"port": 0, **(http or {})},
             "triton": {"endpoints": stack.triton.grpc},
-            "live": live,
+            "live": {"max_late": 1, **live},
         }
     )
     service = ServiceThread(settings)
@@ -321,6 +321,42 @@ async def test_who_never_starts_is_sent_away(stack: Stack) -> None:
         async with nothing_left(service), opened(service) as client:
             code, error = await refused(client)
     assert (code, error["status"]) == (4408, "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+async def test_pages_of_others_do_not_connect(stack: Stack, origin: str, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"ws://{stack.service.http_address}/ws/avatar"
+    with caplog.at_level("INFO"):
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url, origin=Origin(origin))
+        answer = caught.value.response
+        error = json.loads(answer.body or b"")["error"]
+        logged = f"WebSocket failed: PERMISSION_DENIED: {error['message']}"
+        await asyncio.to_thread(until, lambda: logged in caplog.text)
+    assert (answer.status_code, error["status"], error["reason"]) == (403, "PERMISSION_DENIED", "ORIGIN_REFUSED")
+    assert origin in error["message"]
+    assert "http.allowed_origins" in error["message"]
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_services_own_page_connects(stack: Stack, scheme: str) -> None:
+    address = stack.service.http_address
+    async with connect(f"ws://{address}/ws/avatar", origin=Origin(f"{scheme}://{address}")) as client:
+        await client.send(START)
+        assert json.loads(await client.recv())["type"] == "started"
+
+
+@pytest.mark.parametrize("allowed", [["https://shop.example.org"], ["*"]])
+async def test_pages_that_the_settings_name_connect_and_read(stack: Stack, allowed: list[str]) -> None:
+    with service_with(stack, http={"allowed_origins": allowed}) as service:
+        url = f"ws://{service.http_address}/ws/avatar"
+        async with connect(url, origin=Origin("https://shop.example.org")) as client:
+            await client.send(START)
+            assert json.loads(await client.recv())["type"] == "started"
+        if allowed != ["*"]:
+            with pytest.raises(InvalidStatus):
+                await connect(url, origin=Origin("https://shop.example.org.evil.example"))
 
 
 async def test_too_many_sessions(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,29 @@ def test_listing_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     loaded = set(done.stdout.split())
     assert "lipsync.tenant_list" in loaded
     assert not loaded & {"onnx", "onnxruntime", "av", "locust", "lipsync.bench", "compositor.server"}
+
+
+TOLD = """
+import os, signal, sys
+from lipsync.app import main
+
+class Told:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.Signals[sys.argv.pop()])
+
+sys.meta_path.insert(0, Told())
+main()
+"""
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_libraries_are_loaded_ends_it_in_order(name: str, number: signal.Signals) -> None:
+    """Told as the first of them begins to be imported. A service that is told to stop has done so; another command has
+    not done what it was for, and says that by its status."""
+    command = [sys.executable, "-c", TOLD, name, number.name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    broken_off = 130 if number is signal.SIGINT else -signal.SIGTERM
+    assert done.returncode == (0 if name in ("up", "serve", "triton") else broken_off)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -25,13 +25,21 @@ def model(name: str, uses: int, **fields: Any) -> dict[str, Any]:
     return {**values, "uses": uses, "last_use_s": 90.0, "pinned": False, **fields}
 
 
+def endpoint(name: str, **fields: Any) -> dict[str, Any]:
+    values = {"endpoint": name, "up": True, "circuit": "closed", "room": True, "leases": 0, "counts": {}, "devices": []}
+    return {**values, **fields}
+
+
 STATS: dict[str, Any] = {
     "process": 1,
     "workers": 1,
     "sessions": [{"tenant": "anna"}, {"tenant": "berta"}, {"tenant": "anna"}],
+    "late_share": 0,
+    "refused": {"max_sessions": 0, "late": 0, "burst": 0},
     "endpoints": [
-        {"endpoint": "a:1", "up": True, "room": True, "leases": 12, "counts": COUNTS, "devices": [DEVICE]},
-        {"endpoint": "b:1", "up": False, "room": False, "leases": 0, "counts": {}, "devices": []},
+        endpoint("a:1", leases=12, counts=COUNTS, devices=[DEVICE]),
+        endpoint("b:1", up=False, room=False),
+        endpoint("c:1", circuit="open"),
     ],
     "models": [
         model("anna", 42, pinned=True),
@@ -43,6 +51,7 @@ Triton a:1: up, 12 under way
   gpu0: 13 of 40 tenants' models, 1.52 GB of 4.00 GB in all
   1,234 hits, 12 misses, 10 loads, 2 failed loads, 3 evictions, 0 lost races
 Triton b:1: DOWN, 0 under way
+Triton c:1: up, but INFERENCE FAILS, 0 under way
 3 sessions, anna 2, berta 1
 
 model  triton  state    device  uses  uses/s  last use  leases  memory
@@ -110,6 +119,12 @@ def top(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_one_look_is_printed(service: Service, top: Top) -> None:
     service.say(STATS)
     assert top("--once", "--server", service.address) == (0, VIEW, "")
+
+
+def test_an_overload_is_told(service: Service, top: Top) -> None:
+    service.say({**STATS, "late_share": 0.123, "refused": {"max_sessions": 0, "late": 7, "burst": 1}})
+    _, out, _ = top("--once", "--server", service.address)
+    assert "3 sessions, anna 2, berta 1; 12% of the pictures late; refused: 7 (late), 1 (burst)\n" in out
 
 
 def test_no_models_are_a_heading(service: Service, top: Top) -> None:

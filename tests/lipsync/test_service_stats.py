@@ -15,8 +15,8 @@ def worker(process: int, workers: int = 2, **fields: Any) -> Stats:
 
 
 def endpoint(**fields: Any) -> Stats:
-    values = {"endpoint": "a:1", "up": True, "room": False, "leases": 1, "counts": {"hits": 2}, "devices": []}
-    return {**values, **fields}
+    values = {"endpoint": "a:1", "up": True, "circuit": "closed", "room": False, "leases": 1, "counts": {"hits": 2}}
+    return {**values, "devices": [], **fields}
 
 
 def model(**fields: Any) -> Stats:
@@ -37,6 +37,15 @@ def test_what_each_does_is_added_up() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("circuits", "told"),
+    [(["closed", "closed"], "closed"), (["closed", "half_open"], "half_open"), (["half_open", "open"], "open")],
+)
+def test_a_triton_that_one_process_avoids_is_told_as_such(circuits: list[str], told: str) -> None:
+    workers = [worker(number, endpoints=[endpoint(circuit=circuit)]) for number, circuit in enumerate(circuits, 1)]
+    assert [each["circuit"] for each in merge(workers)["endpoints"]] == [told]
+
+
 def test_of_what_triton_holds_the_one_that_knows_more_counts() -> None:
     less = model(state="absent", uses=3, bytes=5, leases=0)
     more = model(device="default", last_use_s=9.0, leases=2)
@@ -52,10 +61,19 @@ def test_of_devices_the_one_with_more_counts(first: int, last: int, size: int) -
     assert both["devices"] == [{"device": "default", "models": 2, "bytes": size}]
 
 
+def test_the_worker_that_is_worst_tells_what_is_late() -> None:
+    first = {**worker(1), "late_share": 0.02, "refused": {"late": 0, "burst": 2}}
+    second = {**worker(2), "late_share": 0.3, "refused": {"late": 7, "burst": 1}}
+    merged = merge([first, second])
+    assert (merged["late_share"], merged["refused"]) == (0.3, {"late": 7, "burst": 3})
+
+
 def test_one_worker_is_as_it_says() -> None:
     models = [model(), model(name="berta", uses=0)]
     assert merge([worker(1, endpoints=[endpoint()], models=models)]) == {
         "sessions": [],
+        "late_share": 0,
+        "refused": {},
         "endpoints": [endpoint()],
         "models": models,
     }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Collection, Mapping
 from importlib import import_module
-
-import typer
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from compositor.errors import LipsyncError
 
-from .commands.console import err
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS: Mapping[str, str] = {
     "tenant": "tenant:app",
@@ -28,10 +29,14 @@ COMMANDS: Mapping[str, str] = {
     "doctor": "doctor:doctor",
 }
 """Where each command is, in `commands`: an app of subcommands, or a function."""
+_SERVICES = ("up", "serve", "triton")
+"""Those that run until they are told to stop."""
 
 
 def build(names: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
     """The command with these subcommands; the modules of the others, some of which take a while, are not imported."""
+    import typer
+
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -57,8 +62,14 @@ def _keep_names() -> None:
 def main() -> None:
     """Exit status: 0 done, 1 refused or failed (one line on stderr), 2 wrong usage, 130 interrupted."""
     wanted = [name for name in sys.argv[1:2] if name in COMMANDS]
+    if wanted and wanted[0] in _SERVICES:
+        # All that is imported from here on takes half a second, in which there is nothing yet to end.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(0))
     try:
         build(wanted or COMMANDS)()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except LipsyncError as error:
         _complain(error.message)
     except OSError as error:
@@ -68,6 +79,10 @@ def main() -> None:
 
 def _complain(message: str) -> None:
     """One line on stderr for each of the message's, as it is: a path in it may hold anything, brackets included."""
+    from rich.text import Text
+
+    from .commands.console import err
+
     for line in message.splitlines():
         printable = "".join(character if character.isprintable() else "?" for character in line)
         err.print(Text.assemble(("error: ", "bold red"), printable), soft_wrap=True)

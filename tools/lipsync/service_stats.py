@@ -20,6 +20,8 @@ PATIENCE_S = 5.0
 _TRIES = 8
 """Requests for each worker: the kernel gives a connection to any of them."""
 _FORGET_S = 60.0
+_CIRCUITS = ("closed", "half_open", "open")
+"""Of a Triton; what one process avoids counts before what others do not yet."""
 _STATES = ("ready", "draining", "loading", "unloading", "absent")
 """Of a model, as processes see it: the first one is the most that is known of it."""
 
@@ -85,6 +87,8 @@ def merge(workers: Sequence[Stats]) -> Stats:
     """
     return {
         "sessions": [session for stats in workers for session in stats["sessions"]],
+        "late_share": max((stats.get("late_share", 0) for stats in workers), default=0),
+        "refused": dict(sum((Counter(stats.get("refused", {})) for stats in workers), Counter[str]())),
         "endpoints": [_one_endpoint(same) for same in _alike(workers, "endpoints", "endpoint")],
         "models": [_one_model(same) for same in _alike(workers, "models", "endpoint", "name")],
     }
@@ -109,6 +113,7 @@ def _one_endpoint(same: list[Stats]) -> Stats:
     return {
         "endpoint": same[0]["endpoint"],
         "up": any(each["up"] for each in same),
+        "circuit": max((each["circuit"] for each in same), key=_CIRCUITS.index),
         "room": any(each["room"] for each in same),
         "leases": sum(each["leases"] for each in same),
         "counts": dict(counts),

@@ -82,7 +82,7 @@ async def test_the_lock_of_a_process_that_is_killed_is_free(tmp_path: Path) -> N
 async def test_a_wait_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     first, second = HostLock("triton:8001", tmp_path), HostLock("triton:8001", tmp_path)
     await first.acquire()
-    waiting = [asyncio.create_task(second.acquire()) for _ in range(3)]
+    waiting = [asyncio.create_task(second.acquire()) for _ in range(4)]
     await asyncio.sleep(0.02)
     for task in waiting:
         task.cancel()
@@ -118,7 +118,7 @@ async def test_one_process_does_not_keep_it_for_ever(tmp_path: Path, monkeypatch
             async with first.held():
                 await asyncio.sleep(0.01)
 
-    greedy = [asyncio.create_task(overlap()) for _ in range(3)]
+    greedy = [asyncio.create_task(overlap()) for _ in range(4)]
     await asyncio.sleep(0.02)
     await asyncio.wait_for(second.acquire(), 30)
     second.release()
@@ -187,3 +187,61 @@ async def test_the_file_is_the_owners_alone(tmp_path: Path) -> None:
     lock = HostLock("triton:8001", tmp_path)
     async with lock.held():
         assert lock.path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_says_nothing_is_removed_and_notes_stay(tmp_path: Path) -> None:
+    lock, other = HostLock("triton:8001", tmp_path), HostLock("triton:8001", tmp_path)
+    async with lock.held():
+        waiting = asyncio.create_task(other.acquire())
+        while len(files(tmp_path)) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        lock.close()
+        assert {path.suffix for path in files(tmp_path)} == {".lock", ".queue"}, "it is in use, and somebody waits"
+    await waiting
+    other.notes = {"m": (1,)}
+    other.release()
+    other.close()
+    assert files(tmp_path) == [lock.path]
+    async with lock.held():
+        assert lock.notes == {"m": (1,)}
+        lock.notes = {}
+    lock.close()
+    lock.close()
+    assert not files(tmp_path)
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+RACER = """
+import asyncio, os, sys
+from pathlib import Path
+from compositor.residency.host_lock import HostLock
+
+folder, inside = Path(sys.argv[1]), Path(sys.argv[2])
+
+async def main():
+    for _ in range(300):
+        lock = HostLock("triton:8001", folder)
+        async with lock.held():
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+            # The others get to try, and to stand in line.
+            await asyncio.sleep(0.0005)
+            inside.unlink()
+        lock.close()
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_remove_the_files_as_others_lock_them_exclude_each_other(tmp_path: Path) -> None:
+    """Each ends hundreds of times, as others begin. Two that have the lock at once would meet in `inside`."""
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    command = [sys.executable, "-c", RACER, str(folder), str(tmp_path / "inside")]
+    racers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [racer.communicate()[1] for racer in racers]
+    assert said == [""] * 4
+    assert [racer.returncode for racer in racers] == [0, 0, 0, 0]
+    assert not files(folder), "the last one took them away"

@@ -104,6 +104,8 @@ class FakeStage:
         self.windows = 0
         self.grey: int | None = None
         self.loads = 0
+        self.ticks: list[bool] = []
+        """Whether each tick that was shown was late."""
         self.before: Callable[[], Any] = lambda: None
         self.before_load: Callable[[], Any] = lambda: None
         self.embed_failure: LipsyncError | None = None
@@ -131,6 +133,9 @@ class FakeStage:
         if waiting is not None:
             await waiting
         return [self._rendered or ask.finish(self._mouth(ask.features)) for ask in asks]
+
+    def shown(self, *, late: bool) -> None:
+        self.ticks.append(late)
 
     def _mouth(self, features: NDArray[np.float32]) -> NDArray[np.uint8]:
         return np.full((3, 328, 328), self.grey or 150 + 20 * float(features.mean()), np.uint8)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from compositor.errors import (
-    DeadlinePassed,
     InvalidInput,
     LipsyncError,
     Overloaded,
+    RequestTimeout,
     TenantBroken,
     TenantNotFound,
 )
@@ -209,7 +209,7 @@ async def test_hanging_up_before_the_start(compositor: FakeCompositor) -> None:
 async def test_a_start_that_does_not_come(compositor: FakeCompositor) -> None:
     before = asyncio.all_tasks()
     talk = Talk(compositor, Client(), start_timeout_s=0.01)
-    with pytest.raises(DeadlinePassed, match=r"no start within 0\.01 s"):
+    with pytest.raises(RequestTimeout, match=r"no start within 0\.01 s"):
         await talk.consuming
     await settle()
     assert asyncio.all_tasks() == before

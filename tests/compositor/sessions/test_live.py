@@ -74,7 +74,7 @@ def compositor(repository: Path) -> FakeCompositor:
 
 def live_of(compositor: FakeCompositor, clock: SimulatedClock | None = None, **live: Any) -> Live:
     # 0 ms: on a clock that stands still, nothing else would end the gathering.
-    settings = Settings.model_validate({"live": {"gather_ms": 0, **live}})
+    settings = Settings.model_validate({"live": {"gather_ms": 0, "burst": 100, **live}})
     return Live(cast(Compositor, compositor), settings, Metrics(), clock or SimulatedClock())
 
 
@@ -320,3 +320,99 @@ async def test_who_never_started_is_told_of_the_stop(compositor: FakeCompositor)
     await live.drain(asyncio.Event())
     with pytest.raises(Stopping):
         await waiting
+
+
+async def overloaded(live: Live, clock: SimulatedClock) -> None:
+    """Seconds in which each tick is shown late."""
+    for _ in range(60):
+        clock.stall(0.05)
+        await clock.move(0.01)
+
+
+def refusals(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.labels["reason"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "lipsync_sessions_refused_total"
+    }
+
+
+async def test_while_sessions_are_late_no_other_begins(
+    compositor: FakeCompositor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    clock, metrics = SimulatedClock(), Metrics()
+    live = Live(cast(Compositor, compositor), Settings(), metrics, clock)
+    sessions = [await live.begin(Start("plain", flow="plain")) for _ in range(2)]
+    await overloaded(live, clock)
+    share = live.stats()["late_share"]
+    assert share > 0.3
+    assert metrics.registry.get_sample_value("lipsync_late_share") == pytest.approx(share, abs=1e-4)
+    for _ in range(2):
+        with pytest.raises(Overloaded, match="busy") as refused:
+            await live.begin(Start("plain"))
+        assert refused.value.retry_after_s == 3
+    assert refusals(metrics) == live.stats()["refused"] == {"max_sessions": 0, "late": 2, "burst": 0}
+    assert len(live.sessions) == 2, "those under way go on"
+    await clock.move(3)
+    sessions.append(await live.begin(Start("plain", flow="plain")))
+    assert live.stats()["late_share"] == 0
+    assert next(record.levelname for record in caplog.records if "late" in record.message) == "WARNING"
+    assert "pictures are in time again: sessions may begin" in caplog.messages
+    for session in sessions:
+        await live.end(session)
+
+
+async def test_pictures_that_are_not_ready_are_an_overload_too(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock)
+    session = await live.begin(Start("plain", flow="plain"))
+    compositor.before = lambda: clock.sleep_until(clock.now_s() + 0.3)
+    session.push(speech(10.0))
+    for _ in range(150):
+        await clock.move(0.04)
+        drain(session.outbox)
+    assert session.playout.counts["speaking"] == 0
+    assert live.stats()["late_share"] > 0.9
+    with pytest.raises(Overloaded):
+        await live.begin(Start("plain"))
+    session.interrupt()
+    await clock.move(3)
+    await live.end(await live.begin(Start("plain")))
+    await live.end(session)
+
+
+async def test_once_all_have_left_the_next_is_let_in(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock)
+    sessions = [await live.begin(Start("plain", flow="plain")) for _ in range(2)]
+    await overloaded(live, clock)
+    for session in sessions:
+        await live.end(session)
+    assert live.stats()["late_share"] == 0
+    for session in [await live.begin(Start("plain")) for _ in range(3)]:
+        await live.end(session)
+
+
+async def test_few_begin_at_once_where_nothing_is_known_yet(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock, burst=2)
+    sessions = [await live.begin(Start("plain", flow="plain")) for _ in range(2)]
+    with pytest.raises(Overloaded) as refused:
+        await live.begin(Start("plain"))
+    await clock.move(refused.value.retry_after_s or 0)
+    sessions.append(await live.begin(Start("plain", flow="plain")))
+    assert live.stats()["refused"] == {"max_sessions": 0, "late": 0, "burst": 1}
+    for session in sessions:
+        await live.end(session)
+
+
+async def test_without_a_measure_all_begin(compositor: FakeCompositor) -> None:
+    clock = SimulatedClock()
+    live = live_of(compositor, clock, max_late=1, burst=1)
+    sessions = [await live.begin(Start("plain", flow="plain")) for _ in range(5)]
+    await overloaded(live, clock)
+    sessions.append(await live.begin(Start("plain", flow="plain")))
+    for session in sessions:
+        await live.end(session)

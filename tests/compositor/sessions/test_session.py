@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from compositor.metrics import Metrics
 from compositor.rendering import Output, Rendered
 from compositor.sessions.events import Event, Failed, Heard, PlaybackFinished, PlaybackStarted, Shown, Start, Started
 from compositor.sessions.session import Session
+from compositor.sessions.stage import Ask
 from compositor.settings import Settings
 from compositor.tenant import Tenant
 
@@ -402,10 +403,11 @@ async def test_speech_that_comes_too_slowly_waits_with_its_pictures(open_: Open,
         check_order(viewer)
 
 
-@pytest.mark.parametrize("error", [TritonUnavailable("gone"), Overloaded("full", retry_after_s=1)])
-async def test_pictures_that_do_not_come_do_not_stop_the_speech(open_: Open, error: LipsyncError) -> None:
+@pytest.mark.parametrize("kind", [TritonUnavailable, Overloaded])
+async def test_pictures_that_do_not_come_do_not_stop_the_speech(open_: Open, kind: type[LipsyncError]) -> None:
+    # No error as a parameter: pytest keeps it to its end and, by its traceback, all that was there where it was raised.
     async with open_({"fade_ms": 0}) as viewer:
-        viewer.stage.before = raiser(error)
+        viewer.stage.before = raiser(kind("gone"))
         viewer.session.push(speech(1.0))
         viewer.session.end_segment()
         await viewer.watch(40)
@@ -435,8 +437,9 @@ async def test_a_late_picture_is_not_shown_later(open_: Open) -> None:
         check_order(viewer)
 
 
-@pytest.mark.parametrize("error", [TenantBroken("broken"), InferenceFailed("NaN")])
-async def test_a_segment_that_fails_is_told_once_and_the_session_goes_on(open_: Open, error: LipsyncError) -> None:
+@pytest.mark.parametrize("kind", [TenantBroken, InferenceFailed])
+async def test_a_segment_that_fails_is_told_once_and_the_session_goes_on(open_: Open, kind: type[LipsyncError]) -> None:
+    error = kind("broken")
     async with open_() as viewer:
         await viewer.watch(1)
         viewer.stage.before = raiser(error)
@@ -663,3 +666,44 @@ async def test_fifty_stalled_viewers_take_little_memory(repository: Path) -> Non
         tracemalloc.stop()
         for session in everybody:
             await asyncio.gather(*session.stop(), return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("fps", "stall_s", "late"), [(25, 0.03, 0), (25, 0.1, 1), (25, 0.13, 2), (10, 0.1, 0), (10, 0.35, 2), (25, 2, 2)]
+)
+async def test_ticks_that_are_shown_late_are_told(open_: Open, fps: int, stall_s: float, late: int) -> None:
+    """By more than a frame's period. Of a long stall: the one that it hit, and the next, from which time goes on."""
+    async with open_(rendered=BLIND, fps=fps) as viewer:
+        await viewer.watch(5)
+        viewer.clock.stall(stall_s)
+        await viewer.watch(5)
+        assert viewer.stage.ticks.count(True) == late
+        assert len(viewer.stage.ticks) == sum(viewer.session.playout.counts.values())
+
+
+async def test_each_picture_is_asked_for_with_the_time_at_which_it_is_due(open_: Open) -> None:
+    async with open_(rendered=BLIND) as viewer:
+        due_s: list[float] = []
+        predict = viewer.stage.predict
+
+        async def note(tenant: Tenant, asks: Sequence[Ask]) -> list[Rendered]:
+            due_s.extend(ask.due_s for ask in asks)
+            return await predict(tenant, asks)
+
+        viewer.stage.predict = note  # type: ignore[method-assign]
+        await viewer.watch(3)
+        viewer.session.push(speech(1.0))
+        viewer.session.end_segment()
+        await viewer.watch(40)
+        shown_s = [1000.04 + pts / RATE for pts in viewer.speaking()[:25]]
+        assert due_s == pytest.approx(shown_s)
+
+
+async def test_who_has_speech_left_speaks(open_: Open) -> None:
+    async with open_(rendered=BLIND) as viewer:
+        assert not viewer.session.speaking
+        viewer.session.push(speech(0.5))
+        viewer.session.end_segment()
+        assert viewer.session.speaking
+        await viewer.watch_to_end()
+        assert not viewer.session.speaking

@@ -14,7 +14,7 @@ from compositor.triton.endpoint import Endpoint
 
 class FakeTriton:
     """Holds models, and counts their uses. `fault`: what pings and loads raise. `go`: pings wait for it, and then for
-    `lag_s`."""
+    `lag_s`. `broken`: what inferences of a model raise, or of any; those of a model in `hung` are never answered."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -28,6 +28,32 @@ class FakeTriton:
         self.pings = 0
         self.answers = 0
         self.given_up = 0
+        self.let_go_of = 0
+        self.broken: LipsyncError | dict[str, LipsyncError] | None = None
+        self.hung: set[str] = set()
+        self.inferences = 0
+        self.inferred = 0
+        self.slowest_s = 0.0
+        self.silence_s = 0.0
+        self.warmed: list[str] = []
+
+    async def warm(self, model: str) -> None:
+        self.warmed.append(model)
+        await self.infer(model)
+
+    async def infer(self, model: str) -> None:
+        if model in self.hung:
+            await asyncio.Event().wait()
+        self.inferred += 1
+        fault = self.broken.get(model) if isinstance(self.broken, dict) else self.broken
+        if fault:
+            raise fault
+
+    def silent_s(self) -> float:
+        return self.silence_s
+
+    def let_go(self) -> None:
+        self.let_go_of += 1
 
     async def ping(self, wait_s: float) -> bool:
         self.pings += 1
@@ -120,6 +146,12 @@ class Servers:
 
     def __getitem__(self, name: str) -> Endpoint:
         return next(endpoint for endpoint in self.endpoints if endpoint.name == name)
+
+    def break_(self, name: str) -> None:
+        """Inference fails at a server, as is known by now."""
+        for model in ("x", "y"):
+            self[name].breaker.failed(model)
+            self[name].breaker.contradicted(model)
 
     async def check(self) -> None:
         """Every server is pinged."""

@@ -8,9 +8,17 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
-from compositor.errors import InferenceFailed, LipsyncError, Overloaded, SettingsInvalid, TritonUnavailable
+from compositor.errors import (
+    InferenceFailed,
+    LipsyncError,
+    Overloaded,
+    SettingsInvalid,
+    TenantBroken,
+    TritonUnavailable,
+)
 from compositor.triton.connection import (
     Client,
     Connection,
@@ -19,11 +27,12 @@ from compositor.triton.connection import (
     ModelNotLoaded,
     NoAnswer,
     RegionLost,
+    blames_server,
     read_key,
     translate,
 )
 
-from .kserve import Kserve, serving
+from .kserve import Kserve, Tensors, serving
 
 
 @pytest.mark.parametrize(
@@ -92,6 +101,138 @@ async def test_what_is_answered_is_counted(connection: Connection, kserve: Kserv
     assert connection.answers == 3
 
 
+@pytest.mark.parametrize(
+    ("status", "blamed"),
+    [
+        ("INTERNAL", True),
+        ("UNKNOWN", True),
+        ("INVALID_ARGUMENT", False),
+        ("UNIMPLEMENTED", False),
+        ("FAILED_PRECONDITION", False),
+        ("NOT_FOUND", False),
+        ("UNAVAILABLE", False),
+        ("DEADLINE_EXCEEDED", False),
+    ],
+)
+def test_only_what_a_broken_server_says_speaks_against_it(status: str, blamed: bool) -> None:
+    error = InferenceServerException("no", f"StatusCode.{status}")
+    fault = translate(error)
+    fault.__cause__ = error
+    assert blames_server(fault) is blamed
+
+
+@pytest.mark.parametrize(
+    ("fault", "blamed"),
+    [
+        (InferenceFailed("mouths of the wrong shape"), True),
+        (TenantBroken("NaN"), True),
+        (Overloaded("full"), False),
+        (TritonUnavailable("gone"), False),
+        (NoAnswer("late"), False),
+    ],
+)
+def test_so_do_answers_that_are_something_else(fault: LipsyncError, blamed: bool) -> None:
+    assert blames_server(fault) is blamed
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("compositor.triton.connection.time", clock)
+    return clock
+
+
+async def begun(connection: Connection, kserve: Kserve, wait_s: float = 30) -> asyncio.Task[InferResult]:
+    """An inference that has come to the server."""
+    asking = asyncio.create_task(connection.infer("m", [], [], wait_s))
+    assert await kserve.requests.get() == "infer"
+    return asking
+
+
+async def test_a_server_is_silent_from_when_it_owes_an_answer(
+    connection: Connection, kserve: Kserve, clock: Clock
+) -> None:
+    clock.now_s += 60
+    assert connection.silent_s() == 0
+    kserve.go.clear()
+    first = await begun(connection, kserve)
+    clock.now_s += 3
+    assert connection.silent_s() == 3
+    second = await begun(connection, kserve)
+    clock.now_s += 2
+    assert connection.silent_s() == 5
+    first.cancel()
+    await asyncio.wait([first])
+    clock.now_s += 1
+    assert connection.silent_s() == 6
+    kserve.go.set()
+    await second
+    assert connection.silent_s() == 0
+    assert (connection.inferred, connection.slowest_s) == (1, 3)
+
+
+async def test_who_got_no_answer_is_owed_one_until_another_comes(
+    connection: Connection, kserve: Kserve, clock: Clock
+) -> None:
+    kserve.go.clear()
+    with pytest.raises(NoAnswer):
+        await connection.infer("m", [], [], 0.05)
+    clock.now_s += 7
+    assert connection.silent_s() == 7
+    kserve.go.set()
+    assert await connection.ping(5)
+    assert connection.silent_s() == 7
+    await connection.infer("m", [], [], 30)
+    assert connection.silent_s() == 0
+
+
+async def test_an_error_is_an_answer(connection: Connection, kserve: Kserve, clock: Clock) -> None:
+    def fail(request: object) -> Tensors:
+        raise RuntimeError("CUDA failure 999")
+
+    kserve.answer = fail
+    with pytest.raises(InferenceFailed) as caught:
+        await connection.infer("m", [], [], 30)
+    assert blames_server(caught.value)
+    assert (connection.inferred, connection.silent_s()) == (1, 0)
+
+
+async def test_the_slowest_answer_is_forgotten_by_and_by(connection: Connection, kserve: Kserve, clock: Clock) -> None:
+    kserve.go.clear()
+    slow = await begun(connection, kserve)
+    clock.now_s += 20
+    kserve.go.set()
+    await slow
+    assert connection.slowest_s == 20
+    for _ in range(150):
+        await connection.infer("m", [], [], 30)
+    assert 0 < connection.slowest_s < 1
+
+
+async def test_requests_that_are_let_go_of_fail_at_once_and_others_go_on(
+    connection: Connection, kserve: Kserve, clock: Clock
+) -> None:
+    kserve.go.clear()
+    waiting = [await begun(connection, kserve) for _ in range(8)]
+    clock.now_s += 5
+    connection.let_go()
+    assert {type(fault) for fault in await asyncio.gather(*waiting, return_exceptions=True)} == {GivenUp}
+    assert connection.silent_s() == 5
+    kserve.go.set()
+    await connection.infer("m", [], [], 30)
+    assert connection.silent_s() == 0
+
+
 async def test_requests_to_a_server_that_is_given_up_fail_at_once(connection: Connection, kserve: Kserve) -> None:
     kserve.go.clear()
     waiting = [asyncio.create_task(connection.ask(load)) for _ in range(8)]
@@ -132,6 +273,9 @@ async def test_closing_cancels_what_is_under_way(kserve: Kserve) -> None:
 
 async def test_nobody_there_is_unavailable() -> None:
     connection = Connection("127.0.0.1:1")
+    with pytest.raises(TritonUnavailable):
+        await connection.infer("m", [], [], 30)
+    assert connection.silent_s() == 0  # that is no silence
     with pytest.raises(TritonUnavailable):
         await connection.ping(5)
     await connection.close()

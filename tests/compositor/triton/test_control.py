@@ -94,6 +94,29 @@ async def test_loads_without_memory_are_told_apart(
     assert message in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "instance group t_0 of model t specifies invalid or unsupported gpu id 7. GPUs with at least ... are: 0 1 ;\n",
+        "instance group t_0 of model t has kind KIND_GPU but no GPUs are available;\n",
+    ],
+)
+async def test_a_gpu_that_is_not_there_names_the_setting_that_asked_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "config.pbtxt").write_text(CONFIG)
+    monkeypatch.setattr("tritonclient.grpc.aio.InferenceServerClient", Refusing)
+    monkeypatch.setattr(Refusing, "message", message)
+    control = Control(TritonSettings(), "127.0.0.1:1", tmp_path)
+    with pytest.raises(TenantBroken, match=r"triton\.gpus names GPU 7, which 127\.0\.0\.1:1 does not have") as caught:
+        await control.load("t", 7)
+    assert (caught.value.field, caught.value.message.count("\n")) == ("triton.gpus", 0)
+    # Where config.pbtxt names it, no setting is to blame.
+    with pytest.raises(TenantBroken, match="'t' does not load into Triton: instance group"):
+        await control.load("t")
+
+
 async def test_a_server_tells_of_its_models() -> None:
     async with serving() as kserve:
         control = Control(TritonSettings(), kserve.endpoint)

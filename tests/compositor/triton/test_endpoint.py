@@ -10,6 +10,7 @@ import pytest
 
 from compositor.errors import TritonUnavailable
 from compositor.triton import endpoint as module
+from compositor.triton.breaker import Circuit
 from compositor.triton.connection import NoAnswer
 from compositor.triton.endpoint import LOOK_S, SILENT_LOOKS, Endpoint
 
@@ -272,6 +273,53 @@ def test_a_server_that_comes_and_goes_is_looked_for_ever_more_slowly(
         assert await pause_s() == pytest.approx(0.05)
 
     play(scene())
+
+
+async def test_that_inference_fails_is_told_and_that_it_works_again(
+    triton: FakeTriton, residency: FakeResidency, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[bool] = []
+    endpoint = Endpoint(triton, residency, told_works=told.append)  # type: ignore[arg-type]
+    await endpoint.check()
+    for model in ("a", "b"):
+        endpoint.breaker.failed(model)
+        endpoint.breaker.contradicted(model)
+    await endpoint.check()
+    assert (endpoint.up, endpoint.ready, endpoint.works) == (True, True, False)
+    assert endpoint.report().circuit is Circuit.OPEN
+    assert "inference fails at Triton at a:1, which answers pings: 2 models failed in a row" in caplog.text
+    triton.inferences += 1
+    endpoint.breaker.look()
+    assert endpoint.works
+    assert told == [True, False, False, True]
+
+
+async def test_requests_that_are_made_to_go_elsewhere_do_not_take_it_down(
+    endpoint: Endpoint, triton: FakeTriton
+) -> None:
+    falls = endpoint.falls
+    triton.go.clear()
+    checking = asyncio.create_task(endpoint.check())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    endpoint.let_go()  # with them, the ping that is out
+    await checking
+    endpoint.failed(falls)
+    assert endpoint.up
+    assert triton.let_go_of == 1
+    triton.go.set()
+    await endpoint.check()
+    assert endpoint.ready
+
+
+async def test_one_that_is_back_is_examined_at_once(endpoint: Endpoint) -> None:
+    for model in ("a", "b"):
+        endpoint.breaker.failed(model)
+        endpoint.breaker.contradicted(model)
+    assert not endpoint.breaker.is_due(silent=False)
+    endpoint.failed(endpoint.falls)
+    await endpoint.check()
+    assert endpoint.breaker.is_due(silent=False)
 
 
 async def test_the_report_says_how_it_is(endpoint: Endpoint, residency: FakeResidency) -> None:

@@ -21,6 +21,7 @@ from compositor.errors import (
 )
 from compositor.residency.models import Device, Facts
 from compositor.settings import Settings
+from compositor.triton.breaker import Circuit
 from compositor.triton.connection import ModelNotLoaded, NoAnswer, RegionLost, Unresponsive
 from compositor.triton.fleet import Fleet, open_fleet
 from compositor.triton.inference import Triton
@@ -143,6 +144,91 @@ async def test_what_another_try_would_not_help_is_not_tried_again(fleet: Fleet, 
     with pytest.raises(type(fault)):
         await fleet.serve("t", soon(), request)
     assert went == [FIRST]
+
+
+async def test_a_request_that_fails_as_at_a_broken_server_is_made_again_elsewhere(
+    fleet: Fleet, servers: Servers
+) -> None:
+    await servers.check()
+    went, request = answers(InferenceFailed("CUDA failure 999"))
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert went == [FIRST, SECOND, SECOND]
+    assert servers[FIRST].breaker.known_to_work("t")
+    assert servers[FIRST].works
+
+
+async def test_a_tenant_without_room_elsewhere_is_told_the_fault_and_stays(fleet: Fleet, servers: Servers) -> None:
+    await servers.check()
+    for name in (SECOND, THIRD):
+        servers.residency[name].failures["t"] = Overloaded("full", retry_after_s=1)
+    went, request = answers(InferenceFailed("boom"), InferenceFailed("boom"), None)
+    for _ in range(2):
+        with pytest.raises(InferenceFailed, match="boom"):
+            await fleet.serve("t", soon(), request)
+    assert await fleet.serve("t", soon(), request) == FIRST
+    assert went == [FIRST] * 3
+
+
+async def test_servers_whose_inference_fails_are_avoided_where_others_can_take_the_tenant(
+    fleet: Fleet, servers: Servers
+) -> None:
+    await servers.check()
+    went, request = answers()
+    await fleet.serve("t", soon(), request)
+    servers.break_(FIRST)
+    assert await fleet.serve("t", soon(), request) == SECOND
+    for name in (SECOND, THIRD):
+        servers.residency[name].models.clear()
+        servers.residency[name].failures["t"] = Overloaded("full", retry_after_s=1)
+    assert await fleet.serve("t", soon(), request) == FIRST
+    for name in (SECOND, THIRD):
+        servers.break_(name)
+    assert await fleet.serve("t", soon(), request) == FIRST
+    assert went == [FIRST, SECOND, FIRST, FIRST]
+    assert await fleet.ready()
+
+
+@pytest.mark.parametrize("fault", [InferenceFailed("boom"), TenantBroken("NaN"), NoAnswer("late")])
+async def test_the_only_server_is_asked_whatever_is_known_of_it(fault: LipsyncError) -> None:
+    servers = Servers("a")
+    fleet = fleet_of(servers, restart_wait_s=0.2)
+    await servers.check()
+    servers.triton["a"].silence_s = 1000.0
+    went, request = answers(*[fault] * 9)
+    for number in range(9):
+        with pytest.raises(type(fault)):
+            await fleet.serve(f"tenant-{number}", soon(), request)
+    assert fleet.report()[0].circuit is Circuit.OPEN
+    assert await fleet.ready()
+    assert await fleet.serve("t", soon(), request) == "a"
+    assert went == ["a"] * 10
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_tenant_whose_request_was_never_answered_asks_elsewhere_next(
+    fleet: Fleet, servers: Servers, leaves: bool
+) -> None:
+    await servers.check()
+    begun = asyncio.Event()
+
+    async def hang(triton: Triton) -> str:
+        begun.set()
+        if not leaves:
+            raise NoAnswer("Triton did not answer in time")
+        return await asyncio.Event().wait() and ""
+
+    servers.triton[FIRST].silence_s = 5.0
+    asking = asyncio.create_task(fleet.serve("t", soon(), hang))
+    await begun.wait()
+    if leaves:
+        asking.cancel()
+    with contextlib.suppress(NoAnswer, asyncio.CancelledError):
+        await asking
+    went, request = answers()
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert went == [SECOND, SECOND]
 
 
 async def test_a_server_without_room_sends_the_request_on_until_there_is_none(fleet: Fleet, servers: Servers) -> None:

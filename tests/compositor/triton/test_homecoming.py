@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from compositor.deadline import Deadline
-from compositor.errors import Overloaded, TenantBroken, TritonUnavailable
+from compositor.errors import InferenceFailed, Overloaded, TenantBroken, TritonUnavailable
 from compositor.residency.models import Facts
 from compositor.triton import homecoming as module
 from compositor.triton.homecoming import Homecoming
@@ -90,6 +90,24 @@ async def test_a_tenant_whose_encoder_does_not_load_returns_once_that_is_mended(
         await step(homecoming)
     assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["a"], servers["a"]]
     servers.residency["a"].failures.clear()
+    await step(homecoming)
+    assert placement.at(AT_A[0]) is servers["b"]  # it was tried just now
+    now_s = module.AGAIN_S
+    await step(homecoming)
+    assert placement.at(AT_A[0]) is servers["a"]
+
+
+async def test_a_tenant_whose_inference_fails_at_home_stays_where_it_is_served(
+    servers: Servers, placement: Placement
+) -> None:
+    now_s = 0.0
+    homecoming = Homecoming(placement, 5, 0, lambda model: Facts(0, True, ()), lambda: now_s)
+    await displace(servers, placement)
+    servers.triton["a"].broken = {AT_A[0]: InferenceFailed("CUDA failure 999")}
+    for _ in AT_A:
+        await step(homecoming)
+    assert [placement.at(tenant) for tenant in AT_A] == [servers["b"], servers["a"], servers["a"]]
+    servers.triton["a"].broken = None
     await step(homecoming)
     assert placement.at(AT_A[0]) is servers["b"]  # it was tried just now
     now_s = module.AGAIN_S

@@ -216,7 +216,23 @@ async def test_a_bad_answer_gives_its_slot_back(
     for _ in range(6):
         with pytest.raises(kind):
             await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    assert (triton.inferred, triton.inferences) == (6, 0)
     await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    assert (triton.inferred, triton.inferences) == (7, 1)
+
+
+async def test_each_kind_of_inference_that_works_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, output = np.zeros((1, 512), np.float32), np.zeros((1, 3, 320, 320), np.float32)
+    wire = Wire(*[Answer(audio_features=embeddings)] * 2, *[Answer(output=output), Answer(output=output + np.nan)])
+    triton = triton_with(monkeypatch, wire)
+    for count in (1, 2):
+        await triton.embeddings("e", np.zeros((1, 1, 80, 16), np.float32), Deadline.after(5))
+        assert triton.inferences == count
+    visual = np.zeros((1, 6, 320, 320), np.float32)
+    await triton.predictions("t.raw", visual, AUDIO, Deadline.after(5))
+    with pytest.raises(TenantBroken):
+        await triton.predictions("t.raw", visual, AUDIO, Deadline.after(5))
+    assert triton.inferences == 3
 
 
 async def test_an_answer_that_never_came_keeps_its_slot_out_of_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,3 +323,35 @@ async def test_no_server_that_is_down_is_calm(placement: Placement, servers: Ser
         endpoint.failed(endpoint.falls)
     go_on(placement, clock, 2 * CALM_S)
     assert placement.spilled() is None
+
+
+async def test_a_tenant_whose_home_fails_at_inference_returns_once_it_works(
+    placement: Placement, servers: Servers
+) -> None:
+    await servers.check()
+    home, refuge = servers[ORDER[0]], servers[ORDER[1]]
+    placement.find("t", "t", [])
+    servers.residency[home.name].models.add("t")
+    servers.break_(home.name)
+    assert placement.find("t", "t", []) is refuge
+    servers.residency[refuge.name].models.add("t")
+    assert placement.displaced() is None
+    home.breaker.worked()
+    assert placement.displaced() == ("t", refuge, home)
+    assert placement.find("t", "t", []) is refuge
+
+
+async def test_a_tenant_that_alone_failed_at_its_home_returns_when_that_is_calm(
+    placement: Placement, servers: Servers, clock: Clock
+) -> None:
+    await servers.check()
+    home, refuge = servers[ORDER[0]], servers[ORDER[1]]
+    placement.find("t", "t", [])
+    servers.residency[refuge.name].models.add("t")
+    placement.settle("t", refuge)
+    assert placement.displaced() is None
+    go_on(placement, clock, CALM_S + 1)
+    assert placement.spilled() == ("t", refuge, home)
+    servers.break_(home.name)
+    go_on(placement, clock, 1)
+    assert placement.spilled() is None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -186,6 +186,7 @@ def memory_of(lease: Lease) -> NDArray[np.uint8]:
     return view
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["ask", "ask", "give_up", "read", "answer_late"]), st.integers(0, 9))))
 def test_no_late_answer_is_written_into_memory_that_another_request_has(steps: list[tuple[str, int]]) -> None:
     async def main() -> None:

@@ -141,11 +141,16 @@ def _by_sessions(level: Level) -> int:
     return level.sessions
 
 
+def held(levels: Sequence[Level]) -> int:
+    """The most sessions that hold; 0 where none do."""
+    return max((level.sessions for level in levels if not level.fault), default=0)
+
+
 def notes_of(kind: str, levels: Sequence[Level]) -> Iterator[str]:
     """How many sessions hold and why more do not, whether the clients were the bottleneck, and the batches."""
-    held = max((level.sessions for level in levels if not level.fault), default=0)
     faults = sorted((level for level in levels if level.fault), key=_by_sessions)
-    yield f"{kind}: holds up to {held}" + "".join(f"; not {level.sessions}: {level.fault}" for level in faults) + "."
+    failed = "".join(f"; not {level.sessions}: {level.fault}" for level in faults)
+    yield f"{kind}: holds up to {held(levels)}{failed}."
     for level in levels:
         clients = level.seen.cpu_s[CLIENTS] / level.seen.wall_s
         if clients > _CLIENTS_BUSY:

@@ -45,15 +45,30 @@ def top(
 def lines(stats: dict[str, Any], now_s: float, before: Uses | None = None, passed_s: float = 0) -> Iterator[str]:
     """The view as text. before: the uses `passed_s` seconds earlier, from which rates are."""
     for endpoint in stats["endpoints"]:
-        yield f"Triton {endpoint['endpoint']}: {'up' if endpoint['up'] else 'DOWN'}, {endpoint['leases']:g} under way"
+        yield f"Triton {endpoint['endpoint']}: {_health(endpoint)}, {endpoint['leases']:g} under way"
         for device in endpoint["devices"]:
             yield f"  {device['device']}: {_budget(device)}"
         if counts := endpoint["counts"]:
             yield "  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
     sessions = Counter(session["tenant"] for session in stats["sessions"])
-    yield f"{sessions.total()} sessions" + "".join(f", {name} {count}" for name, count in sessions.most_common(10))
+    named = "".join(f", {name} {count}" for name, count in sessions.most_common(10))
+    yield f"{sessions.total()} sessions{named}{_overload(stats)}"
     yield ""
     yield from columns([_HEADINGS, *_rows(stats["models"], now_s, before or {}, passed_s)])
+
+
+def _health(endpoint: dict[str, Any]) -> str:
+    if not endpoint["up"]:
+        return "DOWN"
+    return "up" if endpoint["circuit"] == "closed" else "up, but INFERENCE FAILS"
+
+
+def _overload(stats: dict[str, Any]) -> str:
+    """Whether pictures are late, and how many sessions were refused since the service began; nothing where all is
+    well."""
+    late = f"; {stats['late_share']:.0%} of the pictures late" if stats["late_share"] else ""
+    refused = ", ".join(f"{count} ({reason})" for reason, count in stats["refused"].items() if count)
+    return late + (f"; refused: {refused}" if refused else "")
 
 
 def _budget(device: dict[str, int]) -> str:
