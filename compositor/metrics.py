@@ -87,7 +87,8 @@ class Metrics:
         """By reason, each with its series from the start."""
         self.late_share = self._gauge(
             "lipsync_late_share",
-            "Part of the pictures of live sessions that were shown, or predicted, too late, as live.max_late has it.",
+            "Part of the pictures of live sessions that were shown, or predicted, too late, as live.max_late has it: "
+            "of the process, or of the tenant that is worst.",
             [],
             "livemax",
         )
@@ -133,7 +134,8 @@ class Metrics:
         self.up = self._gauge("lipsync_triton_up", "Whether a Triton answers: 1 or 0.", triton, "livemin")
         self.works = self._gauge(
             "lipsync_triton_works",
-            "Whether inference works at a Triton, as far as is known: 1, or 0 where requests avoid it.",
+            "Whether inference works at a Triton, as far as is known: 1, or 0 where requests go elsewhere, if others "
+            "can take them.",
             triton,
             "livemin",
         )

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from .errors import SettingsInvalid
+from .web_origin import origin_of
 
 PREFIX = "LIPSYNC_"
 RESERVED = {"LIPSYNC_CONFIG", "LIPSYNC_TRITON_HOME"}
@@ -29,6 +30,15 @@ STANDARD = {"OTEL_EXPORTER_OTLP_ENDPOINT": "tracing.endpoint", "OTEL_SERVICE_NAM
 
 def _split(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def _as_sent(origin: str) -> str:
+    """The origin, or *. Raises ValueError for what no browser sends, and so would never match."""
+    if origin != "*" and origin != (sent := origin_of(origin)):
+        raise ValueError(
+            f"leave out user, path and the scheme's own port, and use small letters, as browsers do: {sent}"
+        )
+    return origin
 
 
 def _not_empty(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -79,7 +89,7 @@ class ServerSettings(Section):
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """A list of words, or one text of them with commas, as the environment and the command line give it."""
 Address = Annotated[str, Field(pattern=r"^[^\s/]+:\d+$")]
-Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^\sA-Z/?#]+)$")]
+Origin = Annotated[str, AfterValidator(_as_sent)]
 
 
 class TritonSettings(Section):
@@ -168,8 +178,8 @@ class HttpSettings(Section):
     max_connections: int = Field(1024, ge=1, le=100_000, description="Most connections at once; more are refused.")
     allowed_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split)] = Field(
         (),
-        description="Whose web pages, beside the service's own, may open WebSockets and read answers: origins such as "
-        "https://shop.example.org, as browsers write them; * for all.",
+        description="Whose web pages, beside the service's own, may open WebSockets, post speech and read answers: "
+        "origins such as https://shop.example.org, as browsers write them; * for all.",
     )
 
 
@@ -185,11 +195,11 @@ class LiveSettings(Section):
         "same, and all at once.",
     )
     burst: int = Field(
-        4,
+        16,
         ge=1,
         le=10_000,
-        description="Sessions that may begin at once; beyond, one a second, or a sixteenth of all if that is more: "
-        "what they weigh shows only then.",
+        description="Sessions that may begin at once after a quiet time; in the long run one a second, or a sixteenth "
+        "of all if that is more: what they weigh shows only then.",
     )
     start_timeout_s: float = Field(10, gt=0, le=600, description="How long a connection may wait before it starts.")
     lookahead_ms: int = Field(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Executor
 from contextvars import Context
 from functools import partial
@@ -40,8 +40,8 @@ CANCELLED = "CANCELLED"
 """Why a session ended whose client left."""
 _TOGETHER_S = 0.004
 """How long a frame waits for those whose features came with the same answer, to be one request with them."""
-_FAREWELL_S = 5.0
-"""How long the last events of a session may take when the service stops."""
+_FAREWELL_S, _SHORT_FAREWELL_S = 5.0, 1.0
+"""How long the last events of a session may take when the service stops, and once its time to drain is over."""
 _WORTHLESS_S = 2.0
 """How long a picture's answer is waited for; its time has long gone by then, but that of a load may come."""
 
@@ -70,16 +70,18 @@ class Live:
 
     async def begin(self, start: Start) -> Session:
         """A new session. Raises Overloaded where there are too many, Stopping, and what `Session.open` raises."""
-        if refusal := self._refusal():
+        if refusal := self._refusal(start.tenant):
             self._refused[refusal.reason] += 1
             self._metrics.refused[refusal.reason].inc()
-            raise Overloaded(refusal.message, retry_after_s=refusal.retry_after_s)
+            # Those who were refused together do not come back together.
+            raise Overloaded(refusal.message, retry_after_s=round(refusal.retry_after_s * random.uniform(1, 1.5), 1))
         name = secrets.token_hex(8)
         identify(session=name)
         session = await Session.open(name, start, self, self.settings, self._clock, self._metrics)
         if self.draining.is_set():
             await asyncio.gather(*session.stop(), return_exceptions=True)
             raise stopped()
+        self._pressure.begun(self._clock.now_s(), len(self.sessions))
         self.sessions[name] = session
         self._keep_alive.start()
         self._metrics.sessions.set(len(self.sessions))
@@ -89,21 +91,20 @@ class Live:
         log.info(words, name, session.tenant.name, session.playout.fps, start.picture, extra=said)
         return session
 
-    def _refusal(self) -> Refusal | None:
-        """Why no other session may begin."""
+    def _refusal(self, tenant: str) -> Refusal | None:
+        """Why no other session of the tenant may begin."""
         count, most, now_s = len(self.sessions), self.settings.live.max_sessions, self._clock.now_s()
         if count >= most:
             return Refusal("max_sessions", f"{most} sessions are live already", 5)
         if self._pressure.look(now_s):
             self._tell_pressure()
-        newest_s = max((session.begin_s for session in self.sessions.values()), default=0.0)
         speaking = any(session.speaking for session in self.sessions.values())
-        return self._pressure.refusal(now_s, count, newest_s, speaking=speaking)
+        return self._pressure.refusal(now_s, tenant, count, speaking=speaking)
 
     def _tell_pressure(self) -> None:
         """Passes on what was measured of late."""
         self._metrics.late_share.set(self._pressure.share)
-        refuses = self._pressure.late_since_s is not None
+        refuses = self._pressure.closed
         if refuses != self._refuses:
             self._refuses = refuses
             # It is about all sessions, and not about the one that was just shown.
@@ -119,6 +120,7 @@ class Live:
         encoders = {tenant.manifest.encoder for tenant in tenants}
         for tenant in self._frames.keys() - tenants:
             ending += self._frames.pop(tenant).stop()
+            self._pressure.forget_tenant(tenant.name)
         for encoder in self._windows.keys() - encoders:
             ending += self._windows.pop(encoder).stop()
         if not self.sessions:
@@ -139,8 +141,9 @@ class Live:
         await asyncio.gather(*[_retire(session, over) for session in self.sessions.values()])
         self._ended.clear()
         if self.sessions:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), _FAREWELL_S)
+            await _first_of(self._ended.wait(), over.wait(), timeout_s=_FAREWELL_S)
+        if self.sessions and over.is_set():
+            await _first_of(self._ended.wait(), timeout_s=_SHORT_FAREWELL_S)
 
     def stats(self) -> dict[str, Any]:
         """The sessions, for people: JSON."""
@@ -194,7 +197,7 @@ class Live:
         most = self._compositor.batch_size(tenant)
         batcher = self._frames.get(tenant)
         if batcher is None:
-            work = partial(self._predict, tenant, Timeliness(self._pressure, self._clock))
+            work = partial(self._predict, tenant, Timeliness(tenant.name, self._pressure, self._clock))
             batcher = self._frames[tenant] = Batcher(
                 work, most, min(_TOGETHER_S, self._gather_s), waited=self._gathered
             )
@@ -268,14 +271,19 @@ def _tell_end(session: Session, reason: str) -> None:
 
 
 async def _retire(session: Session, over: asyncio.Event) -> None:
-    waits = [asyncio.create_task(session.silent()), asyncio.create_task(over.wait())]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waits:
-            task.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+    await _first_of(session.silent(), over.wait())
     session.close(stopped())
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:
+    """Returns when one of them has ended, or the time."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def stopped() -> Stopping:

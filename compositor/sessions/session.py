@@ -57,7 +57,6 @@ class Session:
         self.tenant = tenant
         self.start = start
         self.epoch = 0
-        self.begin_s = clock.now_s()
         self.error: LipsyncError | None = None
         """What ended the session by itself, if anything did."""
         self.outbox = Outbox(start.flow, self._bytes(_AUDIO_HELD_S), metrics)

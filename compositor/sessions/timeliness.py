@@ -4,11 +4,11 @@ of each picture it is counted whether it came in time."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from ..call import Stages
 from ..clock import Clock
-from ..errors import DeadlinePassed, Overloaded, TritonUnavailable
+from ..errors import DeadlinePassed, Overloaded
 from .pressure import Pressure
 from .shedding import Shedding
 from .stage import Ask
@@ -17,8 +17,8 @@ from .stage import Ask
 class Timeliness:
     """One tenant's requests, as part of what the process has to do."""
 
-    def __init__(self, pressure: Pressure, clock: Clock) -> None:
-        self._pressure, self._clock = pressure, clock
+    def __init__(self, tenant: Hashable, pressure: Pressure, clock: Clock) -> None:
+        self._tenant, self._pressure, self._clock = tenant, pressure, clock
         self._shedding = Shedding()
 
     def check(self, asks: Sequence[Ask]) -> None:
@@ -32,7 +32,7 @@ class Timeliness:
     def request(self, asks: Sequence[Ask], stages: Stages) -> Iterator[None]:
         """The block is a request for these frames, and `stages` its times.
 
-        One that had to wait for its model, or for a Triton, says nothing of how much there is to do.
+        One that had to wait for its model, or found no Triton, says nothing of how much there is to do.
         """
         number = self._shedding.begin(self._clock.now_s())
         late = False
@@ -47,13 +47,10 @@ class Timeliness:
             if late:
                 self._count(asks, self._clock.now_s(), late=True)
             raise
-        except TritonUnavailable:
-            self._pressure.forget()
-            raise
         finally:
             self._shedding.end(number, self._clock.now_s(), late=late)
 
     def _count(self, asks: Sequence[Ask], now_s: float, *, late: bool) -> None:
         """late: they will not come any more."""
         for ask in asks:
-            self._pressure.picture(now_s, late=late or ask.due_s < now_s)
+            self._pressure.picture(now_s, self._tenant, late=late or ask.due_s < now_s)

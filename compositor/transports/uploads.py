@@ -33,6 +33,7 @@ from ..scratch import scratch_folder
 from .admission import Admission, check_fps, check_speech
 from .faults import error_fields
 from .ledger import Entry
+from .origins import check_origin
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Uploads:
 
     async def speak(self, request: Request) -> Response:
         """POST a WAV. Query: format (mjpeg or mp4, instead of Accept), fps, start, quality. Raises LipsyncError."""
+        # Not left to CORS: it keeps pages from reading answers, and not from asking.
+        check_origin(request.headers.get("origin"), request.headers.get("host"), self._settings.http.allowed_origins)
         kind = _format(request)
         fps, start, quality = (_number(request, name) for name in ("fps", "start", "quality"))
         async with contextlib.AsyncExitStack() as slot:

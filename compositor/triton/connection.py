@@ -92,15 +92,16 @@ def translate(error: InferenceServerException) -> LipsyncError:
 
 def blames_server(error: LipsyncError) -> bool:
     """Whether an inference failed as all would at a server that is broken: by Triton's INTERNAL or UNKNOWN, or with an
-    answer that is something else than was asked for. It may be the model's fault all the same."""
+    answer that is something else than was asked for. It may be the model's fault all the same. A load that failed is no
+    inference, and says nothing of it."""
     cause = error.__cause__
     if isinstance(cause, InferenceServerException):
-        # With another status Triton says that the request does not suit the model, or the server.
+        # With another status Triton refuses the request, before any inference.
         return isinstance(error, InferenceFailed) and str(cause.status()) in (
             "StatusCode.INTERNAL",
             "StatusCode.UNKNOWN",
         )
-    return isinstance(error, (InferenceFailed, TenantBroken))
+    return cause is None and isinstance(error, (InferenceFailed, TenantBroken))
 
 
 def read_key(path: Path) -> str:
@@ -135,9 +136,9 @@ class Connection:
         self.answers = 0
         """How many requests were answered, however."""
         self.inferred = 0
-        """How many of them were inferences."""
+        """How many of them were inferences, that worked or failed; what was refused is none."""
         self.slowest_s = 0.0
-        """What the slowest inference of late took."""
+        """What the slowest inference of late took, of those that are measured."""
         self._inferring = 0
         self._unanswered = False
         """Whether an inference was given up since the last that was answered."""
@@ -171,8 +172,10 @@ class Connection:
         outputs: Sequence[InferRequestedOutput],
         wait_s: float,
         headers: Mapping[str, str] | None = None,
+        measured: bool = True,
     ) -> InferResult:
-        """An inference, whose answer is awaited for so long. Raises what `ask` raises."""
+        """An inference, whose answer is awaited for so long. measured: whether it says how long inferences take. Raises
+        what `ask` raises."""
         begin_s = time.monotonic()
         if not self._inferring and not self._unanswered:
             self._answered_s = begin_s
@@ -182,7 +185,7 @@ class Connection:
             return await self.ask(
                 lambda client: client.infer(model, inputs, outputs=outputs, client_timeout=wait_s, headers=headers)
             )
-        except TritonUnavailable as error:
+        except (TritonUnavailable, ModelNotLoaded, Overloaded, KeyRefused) as error:
             answered = False
             self._unanswered |= isinstance(error, GivenUp)
             raise
@@ -195,7 +198,8 @@ class Connection:
                 self.inferred += 1
                 self._unanswered = False
                 self._answered_s = time.monotonic()
-                self.slowest_s = max(self._answered_s - begin_s, _FADE * self.slowest_s)
+                if measured:
+                    self.slowest_s = max(self._answered_s - begin_s, _FADE * self.slowest_s)
 
     def silent_s(self) -> float:
         """For how long inferences have been waited for, and none was answered."""

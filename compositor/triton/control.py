@@ -44,12 +44,12 @@ class Control:
 
     @property
     def inferred(self) -> int:
-        """How many inferences were answered, however."""
+        """How many inferences were answered, that worked or failed."""
         return self._connection.inferred
 
     @property
     def slowest_s(self) -> float:
-        """What the slowest inference of late took."""
+        """What the slowest inference of late took that a caller asked for."""
         return self._connection.slowest_s
 
     def silent_s(self) -> float:
@@ -123,7 +123,8 @@ class Control:
         inputs = [_zeros(each, config.max_batch_size > 0) for each in config.input]
         smallest = min(config.output, key=lambda output: int(np.prod(output.dims)))
         outputs = [wire.InferRequestedOutput(smallest.name)]
-        await self._connection.infer(model, inputs, outputs, self._settings.load_timeout_s)
+        # The first one after a load may build engines, for minutes.
+        await self._connection.infer(model, inputs, outputs, self._settings.load_timeout_s, measured=False)
 
     async def _ask(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
         """What Triton answers to what no caller asked: the time given is the service's own."""

@@ -60,7 +60,7 @@ class EndpointReport:
     """Whether one more model fits without unloading one in use."""
     models: list[ModelReport]
     circuit: Circuit = Circuit.CLOSED
-    """Not closed: inference fails there, and requests avoid it."""
+    """Not closed: inference fails there, and requests go elsewhere where others can take them."""
 
 
 class Endpoint:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from ..deadline import Deadline
 from ..errors import DeadlinePassed, LipsyncError
-from ..residency.models import State
+from ..residency.models import Facts, ModelReport, State
 from .breaker import Outcome
 from .connection import blames_server
 from .endpoint import Endpoint
@@ -29,9 +29,11 @@ _GRACE_S = 0.25
 class Examiner:
     """Of the servers of a fleet."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], load_timeout_s: float) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], load_timeout_s: float, facts: Callable[[str], Facts]) -> None:
+        """facts: what the files say of a model."""
         self._endpoints = endpoints
         self._load_timeout_s = load_timeout_s
+        self._facts = facts
         self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
 
     async def watch(self) -> None:
@@ -72,17 +74,23 @@ class Examiner:
     def _choose(self, endpoint: Endpoint) -> list[str]:
         """The models to ask: where the circuit is closed and some fail, others than those."""
         breaker = endpoint.breaker
+        for model in [model for model in breaker.suspects if self._facts(model).stamp is None]:
+            breaker.forget(model)
         reports = [model for model in endpoint.residency.report() if model.state is State.READY]
-        # Triton counts what it answered as it should: those that were used the most have worked.
-        loaded = [model.name for model in sorted(reports, key=lambda model: -model.uses)]
+        loaded = [model.name for model in sorted(reports, key=self._order)]
         again = not breaker.closed or endpoint.is_silent()
         suspects = [model for model in breaker.suspects if again and model in loaded]
         others = [model for model in loaded if model not in breaker.suspects]
         chosen = [*suspects[: max(_MOST_SUSPECTS, MOST_MODELS - len(others))], *others][:MOST_MODELS]
         if not chosen and not breaker.closed:
             # Those that work elsewhere are loaded for it.
-            return [model for model in breaker.suspects if breaker.known_to_work(model)][:1]
+            return [model for model in breaker.suspects if breaker.known_to_work(model)][:MOST_MODELS]
         return chosen
+
+    def _order(self, model: ModelReport) -> tuple[bool, float]:
+        """Audio encoders first, and of the others those first that are in use now: for Triton an examination is a use,
+        which keeps a model loaded."""
+        return self._facts(model.name).evictable, -model.last_use_s
 
     async def _try(self, endpoint: Endpoint, model: str) -> Outcome:
         inferred = endpoint.triton.inferred

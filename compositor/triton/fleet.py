@@ -117,7 +117,7 @@ class Fleet:
             self._placement, settings.triton.load_timeout_s, settings.residency.min_resident_s, facts
         )
         self._opinions = Opinions(self._placement, self._homecoming.leave)
-        self._examiner = Examiner(self._endpoints, settings.triton.load_timeout_s)
+        self._examiner = Examiner(self._endpoints, settings.triton.load_timeout_s, facts)
 
     async def serve(
         self,
@@ -155,8 +155,9 @@ class Fleet:
                         if not self._opinions.doubts(error, endpoint, model):
                             raise
                         fault = error
-                    except (DeadlinePassed, asyncio.CancelledError):
-                        # A caller whose deadline has passed is often seen to leave first.
+                    except (DeadlinePassed, Overloaded, asyncio.CancelledError):
+                        # A caller whose deadline has passed is often seen to leave first. Those behind it never got to
+                        # be sent.
                         self._opinions.gave_up(endpoint, tenant, model)
                         raise
                 return await self._opinions.second(fault, endpoint, tenant, model, ask)
@@ -179,10 +180,20 @@ class Fleet:
         loading: Callable[[], AbstractContextManager[None]],
         endpoint: Endpoint,
     ) -> Answer:
-        """The answer to a request that is made once, at this server."""
-        try:
+        """The answer to a request that is made at this server only; twice where it had lost what the first needs."""
+
+        async def once() -> Answer:
             async with self._lease(endpoint, model, deadline, loading):
                 return await request(endpoint.triton)
+
+        try:
+            try:
+                return await once()
+            except ModelNotLoaded:
+                endpoint.residency.forget(model, lost=True)
+            except RegionLost as error:
+                log.debug("%s: %s", endpoint.name, error.message)
+            return await once()
         except _Full as error:
             raise error.reason from error
 
@@ -221,6 +232,8 @@ class Fleet:
         self._placement.forget(tenant)
         self._opinions.forget(tenant)
         for endpoint in self._endpoints:
+            for model in models_of(tenant):
+                endpoint.breaker.forget(model)
             await _drop(tenant, endpoint)
 
     async def ready(self) -> bool:

@@ -2,7 +2,7 @@
 comes of it is the answer, and says who was at fault: `breaker` takes it from there.
 
 A request whose deadline passed cannot be made again; where the server had answered nobody for long, the tenant's next
-one goes elsewhere first. The caller is told the first server's error, whatever another one says.
+one goes elsewhere first. Where another server has no answer either, the caller is told the first one's error.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ class Opinions:
         """leave: is told of copies that were loaded to see whether they work, and did not. now_s: seconds that only
         grow."""
         self._placement, self._leave, self._now_s = placement, leave, now_s
-        self._broken: dict[str, float] = {}
-        """Until when models that failed at two servers are tried at one only."""
+        self._broken: dict[str, tuple[float, tuple[Endpoint, Endpoint]]] = {}
+        """Until when models that failed at two servers are tried at one only, and these."""
         self.unanswered: dict[str, Endpoint] = {}
         """Tenants whose last request got no answer, at a server that answered nobody."""
 
     def doubts(self, fault: LipsyncError, endpoint: Endpoint, model: str) -> bool:
         """Whether it may be the fault of the server that a request failed there."""
-        if not blames_server(fault) or self._is_broken(model):
+        if not blames_server(fault):
             return False
-        endpoint.breaker.failed(model)
-        return True
+        is_broken = self._is_broken(model)
+        if not is_broken or not endpoint.breaker.proved():
+            endpoint.breaker.failed(model)
+        return not is_broken
 
     async def second(
         self,
@@ -67,7 +69,7 @@ class Opinions:
         raise fault
 
     def gave_up(self, endpoint: Endpoint, tenant: str, model: str) -> None:
-        """The deadline of a request passed, or its caller went away."""
+        """The deadline of a request passed, or its caller went away, or it was not even sent as others wait."""
         if endpoint.is_silent() and not self._is_broken(model):
             endpoint.breaker.failed(model)
             self.unanswered[tenant] = endpoint
@@ -94,7 +96,9 @@ class Opinions:
             self._broken.pop(model, None)
 
     def _is_broken(self, model: str) -> bool:
-        return self._broken.get(model, 0.0) > self._now_s()
+        """A server that was found to be broken since has convicted nobody."""
+        until_s, servers = self._broken.get(model, (0.0, ()))
+        return until_s > self._now_s() and all(server.breaker.closed for server in servers)
 
     async def _ask(
         self,
@@ -105,23 +109,36 @@ class Opinions:
         ask: Callable[[Endpoint], Awaitable[Answer]],
     ) -> Answer:
         """The witness's answer, and the tenant moves there."""
-        is_new = model not in witness.residency
+        is_new, inferences = model not in witness.residency, witness.triton.inferences
         try:
             answer = await ask(witness)
-        except LipsyncError as error:
-            if blames_server(error) or (isinstance(error, DeadlinePassed) and witness.is_silent()):
-                self._convict(model, endpoint)
+        except BaseException as error:
+            if _speaks_against(error, witness):
+                self._failed_twice(model, endpoint, witness)
             if is_new:
                 self._leave(witness, model)
             raise
-        endpoint.breaker.contradicted(model)
+        # The request of a session that only loads its tenant asks for no inference.
+        if witness.triton.inferences != inferences:
+            endpoint.breaker.contradicted(model)
         if self._placement.at(tenant) is endpoint:
             log.warning("%s failed on %s and works on %s: it goes on there", model, endpoint.name, witness.name)
             self._placement.settle(tenant, witness)
         return answer
 
-    def _convict(self, model: str, endpoint: Endpoint) -> None:
-        now_s = self._now_s()
-        self._broken = {each: until_s for each, until_s in self._broken.items() if until_s > now_s}
-        self._broken[model] = now_s + BROKEN_S
-        endpoint.breaker.forget(model)
+    def _failed_twice(self, model: str, endpoint: Endpoint, witness: Endpoint) -> None:
+        """Only a witness where something works can tell that the model is to blame: both servers may be broken."""
+        if witness.breaker.proved():
+            now_s = self._now_s()
+            self._broken = {each: verdict for each, verdict in self._broken.items() if verdict[0] > now_s}
+            self._broken[model] = now_s + BROKEN_S, (endpoint, witness)
+            endpoint.breaker.forget(model)
+        else:
+            witness.breaker.failed(model)
+
+
+def _speaks_against(error: BaseException, witness: Endpoint) -> bool:
+    """Whether the witness failed as a broken server would, or is silent."""
+    if isinstance(error, DeadlinePassed):
+        return witness.is_silent()
+    return isinstance(error, LipsyncError) and blames_server(error)

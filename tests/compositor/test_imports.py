@@ -16,6 +16,7 @@ LAYERS = [
         "geometry",
         "deadline",
         "settings",
+        "web_origin",
         "metrics",
         "clock",
         "batching",
@@ -65,6 +66,7 @@ those of its modules that are not named. Modules that are not there yet have the
 PURE = [
     "errors",
     "geometry",
+    "web_origin",
     "residency.models",
     "residency.usage",
     "residency.budget",

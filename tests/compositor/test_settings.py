@@ -96,10 +96,32 @@ def test_origins_are_as_browsers_write_them(tmp_path: Path) -> None:
     listed = read_settings(write(tmp_path, text), {}).http.allowed_origins
     assert listed == ("https://shop.example.org", "http://localhost:3000")
     assert read_settings(None, {"LIPSYNC_HTTP__ALLOWED_ORIGINS": "*"}).http.allowed_origins == ("*",)
-    for wrong in ("shop.example.org", "https://shop.example.org/", "https://Shop.example.org", "https://*/x", "null"):
-        (line,) = refusal(tmp_path, f'http: {{allowed_origins: ["{wrong}"]}}')
-        assert line.startswith("settings.yaml: http.allowed_origins.0: ")
-        assert "as browsers write them" in line
+    other = ["http://shop.example.org:443", "https://[::1]:8443", "tauri://localhost", "*"]
+    assert Settings.model_validate({"http": {"allowed_origins": other}}).http.allowed_origins == tuple(other)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "mended"),
+    [
+        ("https://shop.example.org:443", "as browsers do: https://shop.example.org, not"),
+        ("http://x:80", "leave out user, path and the scheme's own port"),
+        ("http://user@x", "as browsers do: http://x, not"),
+        ("https://shop.example.org/", "as browsers do: https://shop.example.org, not"),
+        ("https://shop.example.org/shop?a=b", "as browsers do: https://shop.example.org, not"),
+        ("https://Shop.example.org", "as browsers do: https://shop.example.org, not"),
+        ("https://shop.example.org:", "as browsers do: https://shop.example.org, not"),
+        ("https://*.example.org", "name each host: * is for all and stands alone"),
+        ("https://*/x", "name each host"),
+        ("shop.example.org", "name scheme and host, such as https://shop.example.org"),
+        ("null", "name scheme and host"),
+    ],
+)
+def test_origins_that_could_never_match_stop_the_start(tmp_path: Path, wrong: str, mended: str) -> None:
+    (line,) = refusal(tmp_path, f'http: {{allowed_origins: ["https://a.example", "{wrong}"]}}')
+    assert line.startswith("settings.yaml: http.allowed_origins.1: ")
+    assert mended in line
+    assert f"not '{wrong}'" in line
+    assert "as browsers write them" in line
 
 
 def test_opentelemetrys_own_variables_are_taken_unless_ours_are_there(tmp_path: Path) -> None:

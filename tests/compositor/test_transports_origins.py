@@ -28,6 +28,9 @@ def accepts(origin: str | None, host: str | None, allowed: Sequence[str] = ()) -
         ("http://[::1]:8086", "[::1]:8086"),
         ("https://avatars.example.org", "avatars.example.org"),  # a proxy ends TLS
         ("https://avatars.example.org:8443", "avatars.example.org:8443"),
+        ("https://avatars.example.org", "Avatars.example.org:443"),  # a proxy says $host:$server_port
+        ("http://avatars.example.org", "avatars.example.org:80"),
+        ("http://[::1]", "[::1]:80"),
         (None, "127.0.0.1:8086"),
         (None, None),
     ],
@@ -61,10 +64,28 @@ def test_all_others_are_refused(origin: str) -> None:
     assert accepts(origin, "127.0.0.1:8086", ["https://shop.example.org", origin])
 
 
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://avatars.example.org", "avatars.example.org:443"),
+        ("https://avatars.example.org", "avatars.example.org:80"),
+        ("https://avatars.example.org", "avatars.example.org:8443"),
+        ("https://avatars.example.org:443", "avatars.example.org"),  # no browser writes that
+        ("tauri://avatars.example.org", "avatars.example.org:None"),
+        ("https://", ":443"),
+    ],
+)
+def test_another_port_is_another_service(origin: str, host: str) -> None:
+    assert not accepts(origin, host)
+
+
 @given(st.text(), st.text(min_size=1))
 def test_pages_of_another_host_are_refused(other: str, host: str) -> None:
     assert accepts(f"https://{host}", host)
-    assert accepts(f"https://{other}", host) == (other.lower() == host.lower())
+    assert accepts(f"https://{host}", f"{host}:443")
+    assert accepts(f"https://{other}", host) == (
+        host.lower() in (other.lower(), f"{other.lower()}:443") and other != ""
+    )
     assert not accepts(f"https://{other}", "")
 
 

@@ -384,6 +384,33 @@ def test_pages_that_the_settings_name_may_read_answers(stack: Stack, allowed: st
             assert "Origin" in http.get("/v1/tenants").headers["Vary"]
 
 
+@pytest.mark.parametrize("origin", ["https://shop.example.org", "null", "http://127.0.0.1:1"])
+def test_pages_of_others_may_not_have_speech_made(
+    http: httpx.Client, origin: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As fetch sends it with the mode no-cors: no preflight goes before."""
+    headers = {"Origin": origin, "Content-Type": "text/plain;charset=UTF-8", "Sec-Fetch-Mode": "no-cors"}
+    with caplog.at_level("INFO"):
+        refused = http.post(f"{SPEAK}?format=neither", content=WAV, headers=headers)
+        until(lambda: f"HTTP speak failed: PERMISSION_DENIED: pages of '{origin}'" in caplog.text)
+    # Before all else that is wrong.
+    assert fault(refused) == (403, "PERMISSION_DENIED", "ORIGIN_REFUSED", "origin")
+    assert "http.allowed_origins" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_services_own_page_and_programs_may(stack: Stack, http: httpx.Client, scheme: str) -> None:
+    own = {"Origin": f"{scheme}://{stack.service.http_address}"}
+    assert [http.post(SPEAK, content=WAV, headers=headers).status_code for headers in (own, {})] == [200, 200]
+
+
+def test_pages_that_the_settings_name_may_have_speech_made_and_no_others(stack: Stack) -> None:
+    shop = "https://shop.example.org"
+    with service_with(stack, {}, allowed_origins=[shop]) as service, client_of(service) as http:
+        codes = [http.post(SPEAK, content=WAV, headers={"Origin": each}).status_code for each in (shop, f"{shop}.evil")]
+    assert codes == [200, 403]
+
+
 def test_calls_beyond_the_limit_are_told_when_to_come_back(narrow: ServiceThread) -> None:
     with connected(narrow) as slow:
         slow.sendall(f"POST {SPEAK} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode())

@@ -307,6 +307,7 @@ def test_who_reads_nothing_is_cut_off(start: Start) -> None:
             with pytest.raises(httpx.RemoteProtocolError):
                 body += b"".join(parts)
         assert "the time to drain is over; cut off: 2 calls, 1 live session" in service.said
+        assert "WebSocket failed: UNAVAILABLE: the service stops" in service.said
         assert code_of(stalled) in ("UNAVAILABLE", "CANCELLED")
 
 

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -264,15 +265,67 @@ def test_stats_show_no_number_where_nothing_happened(tmp_path: Path) -> None:
     names = ("lateness", "first_picture")
     series = [f'lipsync_{name}_seconds_bucket{{le="{edge}"}}' for name in names for edge in ("1", "+Inf")]
     series += [f'lipsync_pictures_total{{kind="{kind}"}}' for kind in ("speaking", "late", "idle")]
+    evaluate(tmp_path, dict.fromkeys(series, "7x10"), {query: {} for query in quotients})
+
+
+def evaluate(folder: Path, series: dict[str, str], answers: dict[str, dict[str, float]]) -> None:
+    """Holds that each query, asked after ten minutes, has these samples: a value for each set of labels. series: a
+    sample a minute."""
     test = {
         "interval": "1m",
-        "input_series": [{"series": each, "values": "7x10"} for each in series],
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [
-            {"expr": query.replace("$__rate_interval", "5m"), "eval_time": "10m", "exp_samples": []}
-            for query in quotients
+            {
+                "expr": f"round({query.replace('$__rate_interval', '5m')}, 0.001)",
+                "eval_time": "10m",
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
+            }
+            for query, samples in answers.items()
         ],
     }
-    (tmp_path / "idle.yaml").write_text(yaml.safe_dump({"tests": [test]}))
-    command = [program("promtool"), "test", "rules", "idle.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (folder / "queries.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    command = [program("promtool"), "test", "rules", "queries.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stat(title: str) -> dict[str, Any]:
+    """The panel of the row that is seen first."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    (panel,) = [panel for panel in panels if panel["type"] == "stat" and panel["title"] == title]
+    assert panel["gridPos"]["y"] < 5
+    return dict(panel)
+
+
+def test_a_triton_whose_inference_fails_is_not_green_at_a_glance(tmp_path: Path) -> None:
+    panel = stat("Triton")
+    (target,) = panel["targets"]
+    states = {"well": (1, 1), "down": (0, 1), "fails": (1, 0), "gone": (0, 0)}
+    series = {
+        f'lipsync_triton_{name}{{triton="{triton}", instance="c"}}': f"{value}x10"
+        for triton, both in states.items()
+        for name, value in zip(("up", "works"), both, strict=True)
+    }
+    series['lipsync_triton_up{triton="older", instance="c"}'] = "1x10"  # a compositor that tells no more
+    shown = {**{triton: min(both) for triton, both in states.items()}, "older": 1}
+    evaluate(tmp_path, series, {target["expr"]: {f'{{triton="{triton}"}}': value for triton, value in shown.items()}})
+    assert [step["color"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]] == ["red", "green"]
+
+
+def test_refused_sessions_are_seen_at_a_glance_and_not_among_failed_calls(tmp_path: Path) -> None:
+    refused, failed = stat("Refused sessions a minute"), stat("Failed calls a minute")
+    full, burst = (target["expr"] for target in refused["targets"])
+    series = {
+        'lipsync_sessions_refused_total{reason="late"}': "0+3x10",
+        'lipsync_sessions_refused_total{reason="max_sessions"}': "0+2x10",
+        'lipsync_sessions_refused_total{reason="burst"}': "0+10x10",
+        'lipsync_calls_total{method="Speak", status="RESOURCE_EXHAUSTED"}': "0+15x10",
+        'lipsync_calls_total{method="WebSocket", status="UNAVAILABLE"}': "0+1x10",
+        'lipsync_calls_total{method="Composite", status="RESOURCE_EXHAUSTED"}': "0+1x10",
+    }
+    evaluate(tmp_path, series, {full: {"{}": 5}, burst: {"{}": 10}, failed["targets"][0]["expr"]: {"{}": 2}})
+    # A restart, after which everybody comes back at once, is orange.
+    (override,) = refused["fieldConfig"]["overrides"]
+    assert override["matcher"] == {"id": "byFrameRefID", "options": refused["targets"][1]["refId"]}
+    (thresholds,) = [each["value"] for each in override["properties"] if each["id"] == "thresholds"]
+    assert [step["color"] for step in thresholds["steps"]] == ["green", "orange"]

@@ -367,7 +367,8 @@ async def test_too_many_sessions(stack: Stack) -> None:
             await second.send(START)
             code, error = await refused(second)
             await events_until(first, "frame")
-    assert (code, error["retry_after_s"]) == (4429, 5)
+    assert code == 4429
+    assert 5 <= error["retry_after_s"] <= 7.5, "not all at the same time"
 
 
 async def test_too_much_speech(stack: Stack) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -88,6 +91,46 @@ def test_both_wires_say_the_same(mode: PictureMode) -> None:
         assert isinstance(request, bytes)
         assert speak.command_of(pb.SpeakRequest.FromString(request)) == command
         assert transport.read(message) == command
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """The address of a service that answers the first message of a session, and then ends the session."""
+
+    def speak(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        start = pb.SpeakRequest.FromString(next(requests)).start
+        yield pb.SpeakResponse(started=pb.SpeakResponse.Started(tenant=start.tenant)).SerializeToString()
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+
+    handlers = {"Speak": grpc.stream_stream_rpc_method_handler(speak)}
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("lipsync.v1.Lipsync", handlers)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+async def watch(wire: Grpc, outgoing: asyncio.Queue[Message]) -> None:
+    async with wire.connect("anna", outgoing) as messages:
+        assert (await anext(messages)).started.tenant == "anna"
+        await anext(messages)
+
+
+async def test_a_session_that_the_service_ends_leaves_nothing_running(refusing: str) -> None:
+    complaints = list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    before = asyncio.all_tasks()
+    for _ in range(3):
+        wire, outgoing = Grpc(refusing), asyncio.Queue[Message]()
+        outgoing.put_nowait(wire.start("anna", "frames"))
+        with pytest.raises(grpc.RpcError) as refused:
+            await watch(wire, outgoing)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert asyncio.all_tasks() == before
+    gc.collect()
+    assert not complaints
 
 
 def test_the_speech_is_never_silent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from lipsync.bench import live_overload
+from lipsync.bench import live_crowd, live_overload
 from lipsync.bench.live_crowd import Crowd, Met, Visitor, meet, met, retry_of
 from lipsync.bench.live_overload import WITH, WITHOUT, Overload
 from lipsync.bench.live_viewers import RATE, Viewer
@@ -43,11 +44,15 @@ class Refusal(grpc.RpcError):  # type: ignore[misc]
 
 
 class Door(Grpc):
-    """A service that refuses the first ones, and shows one moving picture to each that it lets in."""
+    """A service that refuses the first ones, and shows one moving picture to each that it lets in.
 
-    def __init__(self, *refusals: Exception) -> None:
+    full: so many have seen it, and have spoken.
+    """
+
+    def __init__(self, *refusals: Exception, room: int = 1) -> None:
         super().__init__("")
-        self._refusals = list(refusals)
+        self._refusals, self._room = list(refusals), room
+        self.full = asyncio.Event()
 
     @asynccontextmanager
     async def connect(self, tenant: str, outgoing: Any) -> AsyncIterator[AsyncIterator[Any]]:
@@ -56,6 +61,11 @@ class Door(Grpc):
                 raise self._refusals.pop(0)
             yield "started"
             yield Picture(0, 0, True, 0, 100)
+            for _ in ("start", "ack", "speech"):
+                await outgoing.get()
+            self._room -= 1
+            if not self._room:
+                self.full.set()
             await outgoing.join()
 
         yield messages()
@@ -69,15 +79,23 @@ def test_who_is_refused_comes_again_when_told_to(told_s: float | None, wait_s: f
     assert retry_of(Refusal(told_s)) == wait_s
 
 
-async def test_a_crowd_comes_in_after_all() -> None:
-    found = await meet(Door(Refusal(None), Refusal(None)), Crowd(["anna"] * 3, 0, 2.5, 0.1))
+async def test_a_crowd_comes_in_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(Refusal(None), Refusal(None), room=3)
+
+    async def wait(tasks: list[asyncio.Task[None]], seconds: float) -> None:
+        await door.full.wait()
+
+    monkeypatch.setattr(live_crowd, "_wait", wait)
+    monkeypatch.setattr(live_crowd, "_LEAST_RETRY_S", 0.0)
+    monkeypatch.setattr(live_crowd, "_SPEAKING_S", 0.0)
+    found = await meet(door, Crowd(["anna"] * 3, 0, 0, 0))
     assert (found.refused, found.admitted, found.never_moved) == (2, 3, 0)
     assert found.missing == 1, "no picture came while they were watched"
 
 
 async def test_what_ends_a_session_is_raised() -> None:
     with pytest.raises(Refusal):
-        await meet(Door(Refusal(None, grpc.StatusCode.INTERNAL)), Crowd(["anna"], 0, 1, 1))
+        await meet(Door(Refusal(None, grpc.StatusCode.INTERNAL)), Crowd(["anna"], 0, 60, 60))
 
 
 def visitor(begun_s: float, arrivals: list[tuple[float, Picture]]) -> Visitor:
@@ -105,7 +123,7 @@ def test_only_those_count_that_were_there_in_time() -> None:
     assert (found.refused, found.admitted, found.never_moved) == (4, 2, 1)
     assert found.missing == pytest.approx(0.6)
     assert max(found.lateness_ms) == pytest.approx(10)
-    assert met([visitor(0, [])], 10, 11) == Met(0, 0, [], 0.0, 0)
+    assert met([visitor(0, [])], 10, 11) == Met(0, 0, [], 1.0, 0), "nobody saw anything"
 
 
 def test_the_report_sets_both_side_by_side() -> None:
@@ -117,5 +135,23 @@ def test_the_report_sets_both_side_by_side() -> None:
     assert figures[without, "p99"] == 90
     assert (measured, "p99") not in figures, "nothing came"
     assert figures[without, "of speech that did not come in time"] == pytest.approx(90)
-    (target,) = live_overload.targets_of(overload)
-    assert target.met
+
+
+@pytest.mark.parametrize(
+    ("admitted", "missing", "reached"),
+    [
+        (4, 0.02, [True, True]),
+        (3, 0.02, [True, True]),
+        (2, 0.02, [True, False]),
+        (4, 0.06, [False, True]),
+        (0, 1.0, [False, False]),
+    ],
+)
+def test_targets_want_that_enough_are_let_in_and_that_those_see_a_mouth_move(
+    admitted: int, missing: float, reached: list[bool]
+) -> None:
+    overload = Overload(4, {WITHOUT: Met(0, 12, [], 0.9, 2), WITH: Met(30, admitted, [], missing, 0)})
+    targets = list(live_overload.targets_of(overload))
+    assert [target.met for target in targets] == reached
+    assert all("12 viewers for 4 sessions, as by default" in target.what for target in targets)
+    assert targets[1].limit == pytest.approx(2.8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -23,6 +25,9 @@ from lipsync import doctor
 from lipsync.doctor import Finding, State, carry_out
 from lipsync.doctor_tls import SOON_DAYS, check_address
 from lipsync.doctor_triton import SKEW_S, judge_skew
+
+from ..conftest import Stack
+from ..integration.waiting import until
 
 
 def settings(**values: object) -> Settings:
@@ -242,11 +247,20 @@ def test_tenants_that_are_damaged(repository: Path, tmp_path: Path) -> None:
 
 
 class _Page(BaseHTTPRequestHandler):
-    """Answers with the server's status."""
+    """Answers with the server's status, and handshakes, whose headers it keeps, with one of their own."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.send_response(getattr(self.server, "status", 200))
+        upgrade = "Upgrade" in self.headers
+        status = getattr(self.server, "handshake", 101) if upgrade else getattr(self.server, "status", 200)
+        if upgrade:
+            self.server.asked = dict(self.headers)  # type: ignore[attr-defined]
+        self.close_connection = True
+        self.send_response(status)
         self.end_headers()
+        if status == 101:
+            assert self.rfile.read(6)[0] == 0x88  # the client's close frame
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -309,15 +323,45 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
+@contextlib.contextmanager
+def serving(kind: type[BaseHTTPRequestHandler]) -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), kind) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def page() -> Iterator[HTTPServer]:
     """A page that is not served yet by TLS."""
-    with HTTPServer(("127.0.0.1", 0), _Page) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(_Page) as server:
         yield server
-        server.shutdown()
-        thread.join()
+
+
+@contextlib.contextmanager
+def forwarding(address: str) -> Iterator[int]:
+    """The port of a proxy that hands on all but the header Host, in whose place it names the service, as nginx does
+    where it is told nothing else."""
+
+    class Proxy(_Page):
+        def do_GET(self) -> None:
+            connection = http.client.HTTPConnection(address, timeout=30)
+            connection.request("GET", self.path, headers={**self.headers, "Host": address})
+            answer = connection.getresponse()
+            body = answer.read()
+            connection.close()
+            self.close_connection = True
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with serving(Proxy) as server:
+        yield server.server_port
 
 
 def secure(page: HTTPServer, context: ssl.SSLContext) -> str:
@@ -334,9 +378,10 @@ def trusted(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 
 def test_a_good_certificate(page: HTTPServer, trusted: Authority) -> None:
-    certificate, answer = check_address(secure(page, trusted.issue("localhost", -1, 90)))
+    certificate, answer, handshake = check_address(secure(page, trusted.issue("localhost", -1, 90)))
     assert (certificate.state, certificate.found) == (State.OK, "the certificate is good for 90 days")
     assert (answer.state, answer.found) == (State.OK, "the service answers, and is ready")
+    assert (handshake.state, handshake.found) == (State.OK, "a WebSocket of its page opens")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +402,7 @@ def test_bad_certificates(
 
 
 def test_a_certificate_that_ends_soon(page: HTTPServer, trusted: Authority) -> None:
-    certificate, _ = check_address(secure(page, trusted.issue("localhost", -1, SOON_DAYS - 2)))
+    certificate, *_ = check_address(secure(page, trusted.issue("localhost", -1, SOON_DAYS - 2)))
     assert (certificate.state, certificate.advice) == (State.WARNING, "renew it")
 
 
@@ -380,6 +425,40 @@ def test_pages_that_are_not_ours_or_not_ready(page: HTTPServer, status: int, sta
     finding = only(check_address(f"http://127.0.0.1:{page.server_port}"))
     assert finding.state is state
     assert words in finding.found
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("path", ["", "/"])
+def test_the_services_own_page_opens_a_websocket(stack: Stack, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"http://{stack.service.http_address}{path}"
+    until(lambda: next(check_address(url)).state is State.OK)
+    with caplog.at_level("INFO"):
+        answer, handshake = check_address(url)
+    assert (answer.state, handshake.state) == (State.OK, State.OK)
+    assert "WebSocket failed" not in caplog.text
+
+
+@pytest.mark.triton
+def test_a_proxy_that_puts_its_own_host(stack: Stack) -> None:
+    with forwarding(stack.service.http_address) as port:
+        until(lambda: next(check_address(f"http://127.0.0.1:{port}")).state is State.OK)
+        answer, handshake = check_address(f"http://127.0.0.1:{port}")
+    assert answer.state is State.OK
+    assert (handshake.state, handshake.found) == (
+        State.WRONG,
+        "the WebSocket of its own page is refused (ORIGIN_REFUSED)",
+    )
+    origin = f"http://127.0.0.1:{port}"
+    assert handshake.advice == f"let the proxy hand on the header Host, or list {origin} in http.allowed_origins"
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 426])
+def test_a_proxy_that_hands_on_no_websocket(page: HTTPServer, status: int) -> None:
+    page.handshake = status  # type: ignore[attr-defined]
+    _, handshake = check_address(f"http://127.0.0.1:{page.server_port}")
+    assert (handshake.state, handshake.found) == (State.WRONG, f"no WebSocket opens: HTTP {status}")
+    assert handshake.advice == "let the proxy hand on Upgrade and Connection, on every path"
+    assert page.asked["Origin"] == f"http://127.0.0.1:{page.server_port}"  # type: ignore[attr-defined]
 
 
 def test_a_page_without_tls_for_others() -> None:

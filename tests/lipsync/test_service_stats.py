@@ -46,6 +46,14 @@ def test_a_triton_that_one_process_avoids_is_told_as_such(circuits: list[str], t
     assert [each["circuit"] for each in merge(workers)["endpoints"]] == [told]
 
 
+def test_services_that_know_of_no_circuit_have_it_closed() -> None:
+    older = endpoint()
+    del older["circuit"]
+    first, other = worker(1, endpoints=[older]), worker(2, endpoints=[endpoint(circuit="open")])
+    told = [merge(workers)["endpoints"] for workers in ([first], [first, other])]
+    assert [each["circuit"] for (each,) in told] == ["closed", "open"]
+
+
 def test_of_what_triton_holds_the_one_that_knows_more_counts() -> None:
     less = model(state="absent", uses=3, bytes=5, leases=0)
     more = model(device="default", last_use_s=9.0, leases=2)

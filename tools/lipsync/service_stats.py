@@ -113,7 +113,7 @@ def _one_endpoint(same: list[Stats]) -> Stats:
     return {
         "endpoint": same[0]["endpoint"],
         "up": any(each["up"] for each in same),
-        "circuit": max((each["circuit"] for each in same), key=_CIRCUITS.index),
+        "circuit": max((each.get("circuit", _CIRCUITS[0]) for each in same), key=_CIRCUITS.index),
         "room": any(each["room"] for each in same),
         "leases": sum(each["leases"] for each in same),
         "counts": dict(counts),

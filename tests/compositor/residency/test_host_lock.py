@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from compositor.residency.host_lock import HostLock
+
+_LONGEST_S = 60
 
 HOLDER = """
 import asyncio, sys
@@ -235,13 +239,25 @@ asyncio.run(main())
 """
 
 
+@contextlib.contextmanager
+def started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Popen[str]]]:
+    """A process for each, none of which outlives the block."""
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for command in commands:
+            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
+
+
 def test_processes_that_remove_the_files_as_others_lock_them_exclude_each_other(tmp_path: Path) -> None:
     """Each ends hundreds of times, as others begin. Two that have the lock at once would meet in `inside`."""
     folder = tmp_path / "locks"
     folder.mkdir()
     command = [sys.executable, "-c", RACER, str(folder), str(tmp_path / "inside")]
-    racers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    said = [racer.communicate()[1] for racer in racers]
+    with started([command] * 4) as racers:
+        said = [racer.communicate(timeout=_LONGEST_S)[1] for racer in racers]
     assert said == [""] * 4
     assert [racer.returncode for racer in racers] == [0, 0, 0, 0]
     assert not files(folder), "the last one took them away"

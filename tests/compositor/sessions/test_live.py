@@ -352,7 +352,7 @@ async def test_while_sessions_are_late_no_other_begins(
     for _ in range(2):
         with pytest.raises(Overloaded, match="busy") as refused:
             await live.begin(Start("plain"))
-        assert refused.value.retry_after_s == 3
+        assert 3 <= (refused.value.retry_after_s or 0) <= 4.5, "not all at the same time"
     assert refusals(metrics) == live.stats()["refused"] == {"max_sessions": 0, "late": 2, "burst": 0}
     assert len(live.sessions) == 2, "those under way go on"
     await clock.move(3)

@@ -49,6 +49,12 @@ class FakeTriton:
         if fault:
             raise fault
 
+    async def serve(self, model: str) -> str:
+        """A caller's inference."""
+        await self.infer(model)
+        self.inferences += 1
+        return self.endpoint
+
     def silent_s(self) -> float:
         return self.silence_s
 

@@ -32,6 +32,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.loaded: dict[str, int] = {}
         self.seen: Callable[[dict[str, str]], None] = lambda headers: None
         """Is told of the headers of each inference."""
+        self.refusal: tuple[grpc.StatusCode, str] | None = None
+        """What inferences are refused with."""
 
     async def _turn(self, name: str) -> None:
         self.requests.put_nowait(name)
@@ -83,6 +85,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
         self.seen(dict(context.invocation_metadata()))
         await self._turn("infer")
+        if self.refusal:
+            await context.abort(*self.refusal)
         answer = pb.ModelInferResponse(model_name=request.model_name)
         for name, values in self.answer(request).items():
             answer.outputs.add(name=name, datatype=_DATATYPES[values.dtype.name], shape=values.shape)

@@ -87,6 +87,25 @@ def test_what_another_server_says_late_counts_only_if_nothing_worked_meanwhile(s
     assert server.breaker.closed
 
 
+def test_a_server_where_something_worked_of_late_is_proved(server: Server) -> None:
+    assert not server.breaker.proved()
+    server.inferences += 1
+    assert server.breaker.proved()
+    server.now_s += 119
+    assert server.breaker.proved()
+    server.now_s += 2
+    assert not server.breaker.proved()
+    server.examine(a=WORKED)
+    assert server.breaker.proved()
+
+
+def test_one_that_is_closed_for_want_of_models_to_try_is_not_proved(server: Server) -> None:
+    server.open()
+    server.examine()
+    assert server.breaker.closed
+    assert not server.breaker.proved()
+
+
 def test_models_that_fail_elsewhere_too_say_nothing(server: Server) -> None:
     for number in range(3 * ALONE):
         server.fail(str(number), works_elsewhere=False)
@@ -145,6 +164,62 @@ def test_two_that_are_not_answered_open_it_and_one_does_not(server: Server) -> N
     assert server.examine(a=SILENT, b=SILENT)
     assert not server.breaker.closed
     assert server.told == ["it answers no inference"]
+
+
+def test_one_that_hangs_and_was_opened_by_failures_is_known_to_hang(server: Server) -> None:
+    server.open()
+    assert not server.examine(a=SILENT)
+    assert server.examine(a=SILENT, b=SILENT)
+    assert not server.breaker.closed
+
+
+def test_one_that_fails_and_hangs_at_once_is_known_to_hang(server: Server) -> None:
+    server.fail("a")
+    assert server.examine(b=FAILED, c=FAILED, d=SILENT, e=SILENT)
+    assert server.told == ["3 models failed in a row"]
+
+
+def test_what_failed_in_an_examination_before_a_caller_was_answered_says_nothing(server: Server) -> None:
+    server.fail("a")
+    server.breaker.begin()
+    server.inferences += 1
+    server.breaker.look()
+    assert not server.breaker.end({"b": FAILED, "c": FAILED, "d": FAILED})
+    assert server.breaker.closed
+    assert server.breaker.suspects == []
+
+
+def examinations(server: Server, seconds: float, outcome: Outcome) -> int:
+    """How many there are while a model fails every 50 ms."""
+    count, end_s = 0, server.now_s + seconds
+    while server.now_s < end_s:
+        server.fail("a", works_elsewhere=False)
+        if server.breaker.is_due(silent=False):
+            server.examine(b=outcome)
+            count += 1
+        server.now_s += 0.05
+    return count
+
+
+def test_one_broken_model_has_others_examined_ever_more_seldom(server: Server) -> None:
+    assert examinations(server, 60, WORKED) <= 60 / AGAIN_S + 1
+    assert examinations(server, 600, WORKED) <= 600 / PAUSES_S[1] + 1
+
+
+def test_one_whose_failures_are_long_ago_is_examined_soon_again(server: Server) -> None:
+    examinations(server, 600, WORKED)
+    server.now_s += 100
+    assert examinations(server, AGAIN_S + 1, WORKED) == 2
+
+
+def test_a_server_that_falls_silent_or_was_restarted_is_examined_all_the_same(server: Server) -> None:
+    server.fail("a")
+    server.examine(b=WORKED)
+    server.fail("a")
+    assert not server.breaker.is_due(silent=False)
+    assert server.breaker.is_due(silent=True)
+    server.breaker.hurry()
+    assert server.breaker.is_due(silent=False)
 
 
 @pytest.mark.parametrize("outcome", [UNKNOWN, WORKED])
@@ -220,6 +295,15 @@ def test_one_that_is_back_is_tried_at_once(server: Server) -> None:
     server.breaker.hurry()
     assert server.breaker.is_due(silent=False)
     assert server.examine(a=UNKNOWN) is False
+    assert not server.breaker.closed
+
+
+def test_those_that_were_tried_come_last_the_next_time(server: Server) -> None:
+    for model in "abcd":
+        server.fail(model)
+    for tried in ("ab", "cd", "ab"):
+        assert server.breaker.suspects[:2] == list(tried)
+        server.examine(**dict.fromkeys(tried, UNKNOWN))
     assert not server.breaker.closed
 
 

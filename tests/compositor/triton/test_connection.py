@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
+import grpc
 import pytest
 from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
@@ -135,6 +136,12 @@ def test_so_do_answers_that_are_something_else(fault: LipsyncError, blamed: bool
     assert blames_server(fault) is blamed
 
 
+def test_a_model_that_does_not_load_speaks_against_no_server() -> None:
+    fault = TenantBroken("'x' does not load into Triton")
+    fault.__cause__ = InferenceFailed("Triton failed: failed to load")
+    assert not blames_server(fault)
+
+
 class Clock:
     """Stands for the module `time`."""
 
@@ -205,6 +212,46 @@ async def test_an_error_is_an_answer(connection: Connection, kserve: Kserve, clo
         await connection.infer("m", [], [], 30)
     assert blames_server(caught.value)
     assert (connection.inferred, connection.silent_s()) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("NOT_FOUND", "Request for unknown model: 'x' is not found", ModelNotLoaded),
+        ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded),
+        ("UNAVAILABLE", "Request timeout expired", Overloaded),
+        ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", KeyRefused),
+        ("INVALID_ARGUMENT", "Unable to find shared memory region: 'lipsync-1'", RegionLost),
+    ],
+)
+async def test_a_refusal_is_no_inference(
+    connection: Connection, kserve: Kserve, clock: Clock, status: str, message: str, kind: type[LipsyncError]
+) -> None:
+    kserve.go.clear()
+    with pytest.raises(NoAnswer):
+        await connection.infer("m", [], [], 0.05)
+    kserve.go.set()
+    kserve.refusal = (grpc.StatusCode[status], message)
+    clock.now_s += 7
+    with pytest.raises(kind):
+        await connection.infer("m", [], [], 30)
+    assert (connection.inferred, connection.slowest_s, connection.silent_s()) == (0, 0, 7)
+    kserve.refusal = None
+    await connection.infer("m", [], [], 30)
+    assert (connection.inferred, connection.silent_s()) == (1, 0)
+
+
+async def test_what_is_not_measured_is_an_answer_and_no_measure(
+    connection: Connection, kserve: Kserve, clock: Clock
+) -> None:
+    kserve.go.clear()
+    building = asyncio.create_task(connection.infer("m", [], [], 600, measured=False))
+    assert await kserve.requests.get() == "infer"
+    clock.now_s += 300
+    assert connection.silent_s() == 300
+    kserve.go.set()
+    await building
+    assert (connection.inferred, connection.slowest_s, connection.silent_s()) == (1, 0, 0)
 
 
 async def test_the_slowest_answer_is_forgotten_by_and_by(connection: Connection, kserve: Kserve, clock: Clock) -> None:

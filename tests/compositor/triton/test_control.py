@@ -122,6 +122,7 @@ async def test_a_server_tells_of_its_models() -> None:
         control = Control(TritonSettings(), kserve.endpoint)
         await control.load("m")
         await control.warm("m")
+        assert (control.inferred, control.slowest_s) == (1, 0)
         assert await control.states() == {"m": "READY"}
         assert await control.uses() == {"m": Use(1, 0.0)}
         assert await control.placed("m") is None

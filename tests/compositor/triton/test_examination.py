@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from compositor.errors import DeadlinePassed, InferenceFailed, TritonUnavailable
+from compositor.errors import DeadlinePassed, InferenceFailed, TenantBroken, TritonUnavailable
+from compositor.residency.models import Facts, ModelReport, State
 from compositor.triton.breaker import SILENT_S, Circuit
 from compositor.triton.examination import MOST_MODELS, PERIOD_S, Examiner
 
@@ -19,6 +20,22 @@ BOOM = InferenceFailed("CUDA failure 999")
 Play = Callable[[Coroutine[Any, Any, None]], None]
 
 
+class Files:
+    """What the files say: all models are installed but those `removed`; `encoder` is an audio encoder."""
+
+    def __init__(self) -> None:
+        self.removed = set[str]()
+
+    def facts(self, model: str) -> Facts:
+        removed = model in self.removed
+        return Facts(0, model != "encoder", None if removed else (1,), removed)
+
+
+@pytest.fixture
+def files() -> Files:
+    return Files()
+
+
 @pytest.fixture
 def servers() -> Servers:
     servers = Servers("ab")
@@ -27,8 +44,8 @@ def servers() -> Servers:
 
 
 @pytest.fixture
-def examiner(servers: Servers) -> Examiner:
-    return Examiner(servers.endpoints, 60)
+def examiner(servers: Servers, files: Files) -> Examiner:
+    return Examiner(servers.endpoints, 60, files.facts)
 
 
 @pytest.fixture
@@ -87,10 +104,48 @@ async def test_what_works_elsewhere_is_loaded_to_be_tried_where_nothing_is(
     servers.residency["a"].models.clear()
     triton.broken = BOOM
     await examiner.examine(servers["a"])
-    assert (triton.loads, servers["a"].works) == (["x"], False)
+    assert (triton.loads, servers["a"].works) == (["x", "y"], False)
     triton.broken = None
     await examiner.examine(servers["a"])
     assert servers["a"].works
+
+
+async def test_others_are_tried_in_turn_where_what_failed_does_not_load_any_more(
+    servers: Servers, examiner: Examiner, triton: FakeTriton
+) -> None:
+    breaker = servers["a"].breaker
+    for model in ("x", "y", "z", "u", "v"):
+        breaker.failed(model)
+        breaker.contradicted(model)
+    servers.residency["a"].models.clear()
+    servers.residency["a"].failures = dict.fromkeys(["x", "y", "z"], TenantBroken("failed to poll"))
+    await examiner.examine(servers["a"])
+    assert (triton.loads, servers["a"].works) == ([], False)
+    await examiner.examine(servers["a"])
+    assert (triton.loads, servers["a"].works) == (["u", "v"], True)
+
+
+async def test_what_was_removed_speaks_against_no_server(
+    servers: Servers, examiner: Examiner, triton: FakeTriton, files: Files
+) -> None:
+    servers.break_("a")
+    servers.residency["a"].models.clear()
+    files.removed.update("xy")
+    await examiner.examine(servers["a"])
+    assert (triton.loads, servers["a"].breaker.suspects, servers["a"].works) == ([], [], True)
+
+
+async def test_encoders_and_what_is_in_use_are_asked_first(
+    servers: Servers, examiner: Examiner, triton: FakeTriton
+) -> None:
+    uses_s = {"busy": (1000, 10.0), "now": (3, 30.0), "lately": (5, 20.0), "encoder": (7, 5.0)}
+    servers.residency["a"].report = lambda: [  # type: ignore[method-assign]
+        ModelReport(name, State.READY, "default", 0, 0, count, last_s, False)
+        for name, (count, last_s) in uses_s.items()
+    ]
+    servers.residency["a"].models.update(uses_s)
+    await examiner.examine(servers["a"])
+    assert triton.warmed == ["encoder", "now", "lately"]
 
 
 def test_a_server_that_hangs_is_left_with_the_requests_under_way(
@@ -106,6 +161,18 @@ def test_a_server_that_hangs_is_left_with_the_requests_under_way(
         triton.hung = set("xy")
         await examiner.examine(servers["a"])
         assert servers["a"].works
+
+    play(scene())
+
+
+def test_one_that_hangs_after_it_failed_is_left_with_the_requests_under_way(
+    play: Play, servers: Servers, examiner: Examiner, triton: FakeTriton
+) -> None:
+    async def scene() -> None:
+        servers.break_("a")
+        triton.hung = set("xyz")
+        await examiner.examine(servers["a"])
+        assert (triton.let_go_of, servers["a"].works) == (1, False)
 
     play(scene())
 

@@ -23,6 +23,7 @@ from compositor.residency.models import Device, Facts
 from compositor.settings import Settings
 from compositor.triton.breaker import Circuit
 from compositor.triton.connection import ModelNotLoaded, NoAnswer, RegionLost, Unresponsive
+from compositor.triton.examination import Examiner
 from compositor.triton.fleet import Fleet, open_fleet
 from compositor.triton.inference import Triton
 from compositor.triton.placement import ranked
@@ -57,6 +58,7 @@ def answers(*faults: LipsyncError | None) -> tuple[list[str], Ask]:
         went.append(triton.endpoint)
         if left and (fault := left.pop(0)):
             raise fault
+        triton.inferences += 1
         return triton.endpoint
 
     return went, request
@@ -158,6 +160,59 @@ async def test_a_request_that_fails_as_at_a_broken_server_is_made_again_elsewher
     assert servers[FIRST].works
 
 
+@pytest.mark.parametrize("model", ["", "encoder"])
+@pytest.mark.parametrize("worked", [False, True])
+async def test_where_two_servers_are_broken_all_end_at_the_third(
+    servers: Servers, fleet: Fleet, model: str, worked: bool
+) -> None:
+    """worked: whether inferences worked there until just now."""
+    tenants = [name for name in map(str, range(99)) if ranked(name, "abc") == [FIRST, SECOND, THIRD]][:3]
+    examiner = Examiner(servers.endpoints, 60, lambda model: Facts(0, model != "encoder", (1,)))
+    await servers.check()
+    for name in (FIRST, SECOND):
+        servers.triton[name].inferences += worked
+        servers.triton[name].broken = InferenceFailed("CUDA failure 999")
+
+    async def look(triton: Any) -> str:
+        return str(triton.endpoint)
+
+    async def say(tenant: str) -> str:
+        async def request(triton: Any) -> str:
+            return str(await triton.serve(model or tenant))
+
+        await fleet.serve(tenant, soon(), look)
+        try:
+            return await fleet.serve(model or tenant, soon(), request, tenant=tenant)
+        except InferenceFailed:
+            return ""
+
+    for _ in range(3):
+        went = [await say(tenant) for tenant in tenants]
+        for endpoint in servers.endpoints:
+            if endpoint.breaker.is_due(silent=False):
+                await examiner.examine(endpoint)
+    assert went == [THIRD] * 3
+    assert not servers[FIRST].works
+    assert servers[THIRD].works
+
+
+@pytest.mark.parametrize("lost", [ModelNotLoaded("gone"), RegionLost("restarted")])
+async def test_a_witness_that_was_restarted_or_lost_the_model_is_asked_again(
+    fleet: Fleet, servers: Servers, lost: LipsyncError
+) -> None:
+    await servers.check()
+    servers.residency[SECOND].models.add("t")
+    servers.residency[FIRST].models.add("t")
+    went, request = answers(InferenceFailed("CUDA failure 999"), lost)
+    assert await fleet.serve("t", soon(), request) == SECOND
+    assert went == [FIRST, SECOND, SECOND]
+    assert servers.residency[SECOND].forgotten == ([("t", True)] if isinstance(lost, ModelNotLoaded) else [])
+    went, request = answers(InferenceFailed("CUDA failure 999"), lost, lost)
+    with pytest.raises(InferenceFailed):
+        await fleet.serve("t", soon(), request)
+    assert len(went) == 3
+
+
 async def test_a_tenant_without_room_elsewhere_is_told_the_fault_and_stays(fleet: Fleet, servers: Servers) -> None:
     await servers.check()
     for name in (SECOND, THIRD):
@@ -205,25 +260,26 @@ async def test_the_only_server_is_asked_whatever_is_known_of_it(fault: LipsyncEr
     assert went == ["a"] * 10
 
 
-@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("fault", [NoAnswer("late"), Overloaded("no request to Triton was free in time"), None])
 async def test_a_tenant_whose_request_was_never_answered_asks_elsewhere_next(
-    fleet: Fleet, servers: Servers, leaves: bool
+    fleet: Fleet, servers: Servers, fault: LipsyncError | None
 ) -> None:
+    """fault: what the request raises; None: its caller leaves."""
     await servers.check()
     begun = asyncio.Event()
 
     async def hang(triton: Triton) -> str:
         begun.set()
-        if not leaves:
-            raise NoAnswer("Triton did not answer in time")
+        if fault:
+            raise fault
         return await asyncio.Event().wait() and ""
 
     servers.triton[FIRST].silence_s = 5.0
     asking = asyncio.create_task(fleet.serve("t", soon(), hang))
     await begun.wait()
-    if leaves:
+    if not fault:
         asking.cancel()
-    with contextlib.suppress(NoAnswer, asyncio.CancelledError):
+    with contextlib.suppress(NoAnswer, Overloaded, asyncio.CancelledError):
         await asking
     went, request = answers()
     assert await fleet.serve("t", soon(), request) == SECOND
@@ -388,11 +444,13 @@ async def test_an_encoder_is_loaded_where_its_tenants_are(fleet: Fleet, servers:
 
 async def test_replaced_and_removed_tenants_are_told_to_every_server(fleet: Fleet, servers: Servers) -> None:
     fleet.replaced("t")
+    servers[FIRST].breaker.failed("t")
     servers.triton[SECOND].fault = TritonUnavailable("gone")
     await fleet.drop("t")
     for name, residency in servers.residency.items():
         assert residency.asked_of_files == ["t", "t.raw"]
         assert residency.dropped == ([] if name == SECOND else ["t", "t.raw"])
+    assert servers[FIRST].breaker.suspects == []
 
 
 async def test_one_server_is_enough_to_be_ready(fleet: Fleet, servers: Servers) -> None:

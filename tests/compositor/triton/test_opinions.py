@@ -40,12 +40,16 @@ class Scene:
             self.placement, lambda endpoint, model: self.left.append((endpoint.name, model)), lambda: self.now_s
         )
         self.asked: list[str] = []
-        self.faults: dict[str, LipsyncError] = {}
+        self.faults: dict[str, BaseException] = {}
+        self.infers = True
+        """Whether the requests ask for an inference."""
 
     async def begin(self) -> None:
         await self.servers.check()
         self.placement.find("t", "t", [])
         self.servers.residency[HERE].models.add("t")
+        for triton in self.servers.triton.values():
+            triton.inferences += 1
 
     @property
     def here(self) -> Endpoint:
@@ -55,6 +59,7 @@ class Scene:
         self.asked.append(endpoint.name)
         if fault := self.faults.get(endpoint.name):
             raise fault
+        self.servers.triton[endpoint.name].inferences += self.infers
         return endpoint.name
 
     async def second(self, fault: LipsyncError = BOOM, model: str = "t") -> str:
@@ -97,12 +102,55 @@ async def test_what_fails_elsewhere_too_is_broken_itself(scene: Scene) -> None:
     assert await scene.second() == WITNESS
 
 
+async def test_a_witness_where_nothing_ever_worked_convicts_nobody(scene: Scene) -> None:
+    scene.faults[WITNESS] = BOOM
+    scene.servers[WITNESS].breaker.proved = lambda: False  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(InferenceFailed):
+            await scene.second()
+    assert scene.asked == [WITNESS] * 2
+    assert [scene.servers[name].breaker.suspects for name in (HERE, WITNESS)] == [["t"], ["t"]]
+
+
+async def test_what_is_convicted_still_speaks_against_a_server_where_nothing_worked_since(scene: Scene) -> None:
+    scene.faults[WITNESS] = BOOM
+    for _ in range(2):
+        with pytest.raises(InferenceFailed):
+            await scene.second()
+    assert scene.here.breaker.suspects == []
+    scene.here.breaker.proved = lambda: False  # type: ignore[method-assign]
+    with pytest.raises(InferenceFailed):
+        await scene.second()
+    assert scene.asked == [WITNESS]
+    assert scene.here.breaker.suspects == ["t"]
+
+
+@pytest.mark.parametrize("broken", [HERE, WITNESS])
+async def test_a_server_that_is_found_to_be_broken_has_convicted_nobody(scene: Scene, broken: str) -> None:
+    scene.faults[WITNESS] = BOOM
+    for _ in range(2):
+        with pytest.raises(InferenceFailed):
+            await scene.second()
+    assert scene.asked == [WITNESS]
+    scene.faults.clear()
+    scene.servers.break_(broken)
+    assert await scene.second() == (THIRD if broken == WITNESS else WITNESS)
+
+
 async def test_a_copy_that_was_there_before_is_not_left_behind(scene: Scene) -> None:
     scene.servers.residency[THIRD].models.add("t")
     scene.faults[THIRD] = TenantBroken("NaN")
     with pytest.raises(InferenceFailed):
         await scene.second()
     assert (scene.asked, scene.left) == ([THIRD], [])
+
+
+async def test_a_copy_is_left_behind_where_the_caller_went_away_meanwhile(scene: Scene) -> None:
+    scene.faults[WITNESS] = asyncio.CancelledError()
+    with pytest.raises(asyncio.CancelledError):
+        await scene.second()
+    assert scene.left == [(WITNESS, "t")]
+    assert scene.here.breaker.suspects == ["t"]
 
 
 async def test_other_files_may_work(scene: Scene) -> None:
@@ -201,6 +249,14 @@ async def test_the_request_after_one_that_was_never_answered_goes_elsewhere(scen
     assert scene.here.breaker.known_to_work("t")
     assert scene.placement.at("t") is scene.servers[WITNESS]
     assert not scene.opinions.unanswered
+
+
+async def test_a_request_that_asks_for_no_inference_moves_its_tenant_and_says_nothing(scene: Scene) -> None:
+    await give_up(scene, silence_s=5)
+    scene.infers = False
+    assert await scene.opinions.first("t", "t", scene.ask) == (WITNESS,)
+    assert scene.placement.at("t") is scene.servers[WITNESS]
+    assert not scene.here.breaker.known_to_work("t")
 
 
 async def test_where_that_is_of_no_use_it_is_made_as_any_other(scene: Scene) -> None:

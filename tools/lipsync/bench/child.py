@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NoReturn
@@ -24,11 +25,13 @@ class Child:
         self.announced = ""
 
     def __enter__(self) -> Child:
+        # Not a pipe, which a child that complains a lot would fill, and then wait for a reader.
+        self._complaints = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module, *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._complaints,
             text=True,
             env={**os.environ, **KEEPING},
         )
@@ -66,8 +69,9 @@ class Child:
         return line.rstrip("\n")
 
     def _failed(self) -> NoReturn:
-        assert self._process.stderr is not None
-        lines = self._process.stderr.read().strip().splitlines() or [f"status {self._process.wait()}"]
+        status = self._process.wait()
+        self._complaints.seek(0)
+        lines = self._complaints.read().strip().splitlines() or [f"status {status}"]
         raise LipsyncError(f"{self._module} ended: {lines[-1]}")
 
     def _end(self) -> None:
@@ -76,6 +80,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
+        finally:
+            self._complaints.close()
 
 
 def announce(line: str) -> None:

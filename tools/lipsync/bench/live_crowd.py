@@ -45,7 +45,7 @@ class Crowd:
 class Met:
     """What a crowd met. refused: how often somebody was. admitted: sessions that were there for all of the watched
     time; the rest is theirs, and of this time: how late their pictures came, which part of the moving ones that were
-    due did not come, and how many never moved."""
+    due did not come (all, where nobody was there), and how many never moved."""
 
     refused: int
     admitted: int
@@ -128,7 +128,7 @@ def met(visitors: Sequence[Visitor], begin_s: float, end_s: float) -> Met:
         sum(visitor.refused for visitor in visitors),
         len(admitted),
         [late for viewer in admitted if viewer.sight.arrivals for late in viewer.sight.lateness_ms(begin_s, end_s)],
-        max(0.0, 1 - moving / due) if due else 0.0,
+        max(0.0, 1 - moving / due) if due else 1.0,
         sum(viewer.moved_s is None for viewer in admitted),
     )
 

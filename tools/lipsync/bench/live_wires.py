@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import grpc
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from compositor.proto import lipsync_v1_pb2 as pb
@@ -96,11 +96,14 @@ class Grpc:
             speak = channel.stream_stream(
                 "/lipsync.v1.Lipsync/Speak", response_deserializer=pb.SpeakResponse.FromString
             )
-            call = speak(_each(outgoing))
+            call = speak()
+            # Not an iterator of requests: a call that the service ends would leave the task behind that reads it.
+            sending = asyncio.create_task(_send(call.write, outgoing))
             try:
-                yield call
+                yield aiter(call)
             finally:
                 call.cancel()
+                await _stop(sending)
 
 
 class WebSocket:
@@ -137,19 +140,19 @@ class WebSocket:
     ) -> AsyncGenerator[AsyncIterator[Message], None]:
         uri, spoken = f"ws://{self._address}/ws/{tenant}", [Subprotocol(binary.SUBPROTOCOL)]
         async with connect(uri, subprotocols=spoken, max_size=None, compression=None) as socket:
-            sending = asyncio.create_task(_send(socket, outgoing))
+            sending = asyncio.create_task(_send(socket.send, outgoing))
             try:
                 yield aiter(socket)
             finally:
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
+                await _stop(sending)
 
 
-async def _each(outgoing: asyncio.Queue[Message]) -> AsyncGenerator[Message, None]:
+async def _send(write: Callable[[Message], Awaitable[None]], outgoing: asyncio.Queue[Message]) -> None:
+    """Until it is cancelled, or the connection ends: whoever reads learns why."""
     while True:
-        yield await outgoing.get()
+        await write(await outgoing.get())
 
 
-async def _send(socket: ClientConnection, outgoing: asyncio.Queue[Message]) -> None:
-    async for message in _each(outgoing):
-        await socket.send(message)
+async def _stop(sending: asyncio.Task[None]) -> None:
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)

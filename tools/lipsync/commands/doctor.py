@@ -28,7 +28,7 @@ _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.WRONG: "bold red"}
 def doctor(
     triton: Annotated[str | None, typer.Option("--triton", help="Triton's gRPC address, host:port.")] = None,
     url: Annotated[
-        str | None, typer.Option(help="The page's address for viewers, https://...: its certificate.")
+        str | None, typer.Option(help="The page's address for viewers, https://...: certificate, WebSocket.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")] = None,
     repository: Annotated[Path | None, typer.Option("--repository", "-r", help="The model repository.")] = None,
