@@ -8,6 +8,7 @@ import pytest
 
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.settings import Settings
+from lipsync.tritonserver import EmbeddedTriton
 
 from ..conftest import ServiceThread, Stack, connect
 
@@ -15,16 +16,18 @@ pytestmark = pytest.mark.triton
 
 
 def test_a_gpu_that_triton_does_not_have_is_told_by_its_setting(stack: Stack) -> None:
-    values = stack.service.settings.model_dump()
-    values["triton"]["gpus"] = [63]
-    service = ServiceThread(Settings.model_validate(values))
-    service.start()
-    try:
-        for stub in connect(service.address):
-            features = np.zeros((1, 32, 16, 16), np.float32).tobytes()
-            with pytest.raises(grpc.RpcError) as caught:
-                stub.Composite(pb.CompositeRequest(tenant="plain", features=features), timeout=60)
-            words = f"the setting triton.gpus names GPU 63, which {stack.triton.grpc} does not have: name those it has"
-            assert caught.value.details().startswith(words)
-    finally:
-        service.stop()
+    """By a Triton of the test's own, which has nothing loaded: what is loaded already needs no GPU to be named."""
+    with EmbeddedTriton(stack.repository) as triton:
+        values = stack.service.settings.model_dump()
+        values["triton"].update(endpoints=triton.grpc, gpus=[63])
+        service = ServiceThread(Settings.model_validate(values))
+        service.start()
+        try:
+            for stub in connect(service.address):
+                features = np.zeros((1, 32, 16, 16), np.float32).tobytes()
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.Composite(pb.CompositeRequest(tenant="plain", features=features), timeout=60)
+                words = f"the setting triton.gpus names GPU 63, which {triton.grpc} does not have: name those it has"
+                assert caught.value.details().startswith(words)
+        finally:
+            service.stop()
