@@ -58,6 +58,7 @@ class Window:
         self.late_since_s: float | None = None
         """Since when the share is above the most; None: it is not."""
         self.careful_until_s = float("-inf")
+        """Until when sessions come one by one, since it was."""
 
     def add(self, late: bool) -> None:
         """One more in the slot that is not whole yet."""
@@ -112,8 +113,8 @@ class Pressure:
         self._ticks, self._most_tenants = Window(self._most_late), Window(self._most_late)
         self._tenants: dict[Hashable, Window] = {}
         self._left = float(self._burst)  # sessions that may begin at once
-        self._begun_s = float("-inf")
-        self._refused = 0  # since then, for the burst
+        self._begun_s = float("-inf")  # the last session
+        self._refused = 0  # since then, for coming too many at once
 
     def forget_tenant(self, tenant: Hashable) -> None:
         """Its last session has gone."""

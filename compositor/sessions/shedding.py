@@ -9,7 +9,7 @@ from __future__ import annotations
 BEHIND_S = 5.0
 """How long after a late answer more is held to be asked for than can be made."""
 _MANY_LATE, _NEWEST_LATE = 0.25, 1 / 32
-"""The share of late answers from which on that is so, and the weight of the newest in it: nine in a row, or more than a
+"""The share of late answers from which on that is so, and the weight of the newest in it: ten in a row, or more than a
 stall makes."""
 _TAKEN = (0.2, 1.0)
 """Part of the time left to a request that may be taken already, at least and at most. It differs from request to
