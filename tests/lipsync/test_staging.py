@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import queue
 import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
@@ -176,25 +180,35 @@ def test_a_killed_builder_is_swept_only_once_it_is_dead(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-def test_a_door_that_was_removed_while_one_waited_is_not_trusted(tmp_path: Path) -> None:
+def test_a_door_that_was_removed_while_one_waited_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A waiter gets the lock of a file that the last one out has unlinked: it must come back for the new one."""
     root = tmp_path / FOLDER
     root.mkdir()
+    asked: queue.Queue[int] = queue.Queue()
     entered = threading.Event()
+
+    def flock(file: IO[str], operation: int) -> None:
+        asked.put(os.fstat(file.fileno()).st_ino)
+        fcntl.flock(file, operation)
 
     def enter() -> None:
         with staging_module._door(tmp_path):
             entered.set()
 
-    with (root / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        waiter = threading.Thread(target=enter)
+    monkeypatch.setattr(staging_module, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX))
+    waiter = threading.Thread(target=enter)
+    with (root / ".lock").open("w") as old:
+        fcntl.flock(old, fcntl.LOCK_EX)
         waiter.start()
+        assert asked.get(timeout=10) == os.fstat(old.fileno()).st_ino
         (root / ".lock").unlink()
         new = (root / ".lock").open("w")
         fcntl.flock(new, fcntl.LOCK_EX)
     with new:
-        assert not entered.wait(0.1), "the old file's lock is free, but it is not the door's any more"
+        assert asked.get(timeout=10) == os.fstat(new.fileno()).st_ino
+        assert not entered.is_set(), "the old file's lock is free, but it is not the door's any more"
     waiter.join(10)
     assert entered.is_set()
 

@@ -384,7 +384,7 @@ def test_keeper_restarts_and_loads_again(tmp_path: Path) -> None:
         load(port, "tenant")
         assert event(keeper, "resident")["names"] == ["tenant"]
         os.kill(starts(tmp_path)[0], signal.SIGKILL)
-        event(keeper, "down")
+        assert event(keeper, "down")["ending"] == "was ended by SIGKILL"
         assert event(keeper, "ready")["restarts"] == 1
         load(port, "second")
         assert event(keeper, "resident")["names"] == ["second", "tenant"]
@@ -400,6 +400,7 @@ def test_model_that_kills_the_server_is_left_out(tmp_path: Path) -> None:
         (tmp_path / "deadly").touch()
         os.kill(starts(tmp_path)[0], signal.SIGKILL)
         assert event(keeper, "ready")["restarts"] == 1
+        assert event(keeper, "down")["ending"] == "exited with status 1"
         assert event(keeper, "ready")["restarts"] == 2
         assert keeper.stdin is not None
         eventually(lambda: "deadly was loaded again: it is left out" in (tmp_path / "log").read_text(), "said so")

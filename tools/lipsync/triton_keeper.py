@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipsync.triton_processes import end_session, reap, region_prefix, sweep_orphans, sweep_regions
+from lipsync.triton_processes import end_session, ending, reap, region_prefix, sweep_orphans, sweep_regions
 
 POLL_S = 0.25
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
@@ -68,6 +68,7 @@ class Keeper:
         self.prefix = region_prefix(os.getpid())
         self.owner_pid = os.getppid()
         self.server_pid = 0
+        self.ending = ""
         self.resident: list[str] = []
         self.loading = ""
         self.log_offset = 0
@@ -89,7 +90,8 @@ class Keeper:
                     ready_once, failures = True, 0
                     _emit(event="ready", pid=self.server_pid, restarts=restarts)
                     self._supervise()
-                    self._note("the server ended")
+                    if self.ending:
+                        self._note(f"the server {self.ending}")
                 else:
                     failures += 1
                 self._end_server()
@@ -99,7 +101,8 @@ class Keeper:
                     _emit(event="failed", tail=log_tail(Path(self.spec.log_path), self.log_offset))
                     return 1
                 restarts += 1
-                _emit(event="down")
+                ending_words = self.ending or f"was not ready within {self.spec.start_timeout_s:g} s"
+                _emit(event="down", ending=ending_words, tail=log_tail(Path(self.spec.log_path), self.log_offset))
                 steady = time.monotonic() - started_at > STEADY_S
                 backoff_s = FIRST_BACKOFF_S if steady else min(2 * backoff_s, MAX_BACKOFF_S)
                 self._pause(backoff_s)
@@ -135,7 +138,7 @@ class Keeper:
                 stderr=subprocess.STDOUT,
                 preexec_fn=die_with_keeper,
             )
-        self.server_pid = process.pid
+        self.server_pid, self.ending = process.pid, ""
         # `reap` collects it; Popen must not wait for a pid that may be another process by then.
         process.returncode = 0
 
@@ -204,8 +207,8 @@ class Keeper:
         # a process forked off the owner still holds the other end.
         if sys.stdin in readable or os.getppid() != self.owner_pid:
             self._stopping = True
-        if self.server_pid in reap():
-            self.server_pid = 0
+        if (exit_code := reap().get(self.server_pid)) is not None:
+            self.server_pid, self.ending = 0, ending(exit_code)
         return self.server_pid != 0 and not self._stopping
 
     def _pause(self, wait_s: float) -> None:
@@ -232,6 +235,7 @@ class Keeper:
             if path.stat().st_size > LOG_LIMIT_BYTES:
                 path.with_name(path.name + ".1").write_bytes(path.read_bytes())
                 os.truncate(path, 0)
+                self.log_offset = 0
 
     def _note(self, line: str) -> None:
         with contextlib.suppress(OSError), Path(self.spec.log_path).open("a") as log:

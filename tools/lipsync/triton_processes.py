@@ -124,10 +124,22 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def reap() -> set[int]:
-    """Collects ended children, adopted ones included: a stub exits when it sees its server gone, not a zombie."""
-    ended = set()
+def reap() -> dict[int, int]:
+    """Collects ended children, adopted ones included: a stub exits when it sees its server gone, not a zombie.
+
+    Their exit codes by pid; a signal that ended one is a negative number, as subprocess has it.
+    """
+    ended = {}
     with contextlib.suppress(ChildProcessError):
-        while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-            ended.add(pid)
+        while (child := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            ended[child[0]] = os.waitstatus_to_exitcode(child[1])
     return ended
+
+
+def ending(exit_code: int) -> str:
+    """How a process ended, in words."""
+    if exit_code >= 0:
+        return f"exited with status {exit_code}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-exit_code).name}"
+    return f"was ended by signal {-exit_code}"

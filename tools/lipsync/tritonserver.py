@@ -251,9 +251,11 @@ class EmbeddedTriton:
                     self._note(replace(self._state, server_pid=pid, restarts=restarts))
                 case {"event": "resident", "names": names}:
                     self._note(replace(self._state, resident=frozenset(names)))
-                case {"event": "down"}:
+                case {"event": "down", "ending": ending, "tail": tail}:
                     self._note(replace(self._state, server_pid=None))
-                    _logger.warning("the embedded Triton ended unexpectedly and is started again")
+                    _logger.warning(
+                        "the embedded Triton %s and is started again; the end of its log:\n%s", ending, tail
+                    )
                 case {"event": "failed", "tail": tail}:
                     self._note(replace(self._state, server_pid=None, failure=tail))
         tail = log_tail(log_path)
