@@ -1,15 +1,17 @@
 """The connection to one Triton: requests go out, answers come in, and what goes wrong comes as our errors.
 
-With `control` and `inference`, which speak through it, the only importer of tritonclient.
+With `line`, on which it speaks, and `control` and `inference`, which speak through it, the only importer of
+tritonclient.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from tritonclient.grpc import InferenceServerClientPlugin, InferInput, InferRequestedOutput, InferResult, aio
 from tritonclient.utils import InferenceServerException
@@ -23,13 +25,15 @@ from ..errors import (
     TenantBroken,
     TritonUnavailable,
 )
-
-Client: TypeAlias = aio.InferenceServerClient
-Answer = TypeVar("Answer")
+from .line import Answer, Client, Left, Line
 
 KEY_HEADER = "triton-grpc-protocol-lipsync-key"
 _FADE = 0.98
 """What each answer leaves of the slowest one before it."""
+UNASKED_S = 600.0
+"""How long Triton may still take to answer an inference that nobody waits for any more, before it is cancelled."""
+FAREWELL_S = 1.0
+"""How long a connection that is to end still waits for what Triton owes it."""
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -144,26 +148,28 @@ class Connection:
         """Whether an inference was given up since the last that was answered."""
         self._answered_s = 0.0
         """When an inference was answered last, or asked for where none was under way."""
-        self._client = self._connect()
+        self._line = self._connect()
         self._hangs = False
-        self._closing: set[asyncio.Task[None]] = set()
+        self._old: dict[Line, asyncio.Task[None]] = {}
+        """Lines that were left, each with the task that closes it."""
 
-    def _connect(self) -> Client:
+    def _connect(self) -> Line:
         client = aio.InferenceServerClient(self.endpoint, channel_args=_CHANNEL)
         if self._key is not None:
             client.register_plugin(_Key(self._key))
-        return client
+        return Line(client)
 
     async def close(self) -> None:
-        """Ends the requests in flight and the connection."""
-        await self._client.close()
-        await asyncio.gather(*self._closing)
+        """Ends the connection, and what is under way on it. Inferences get a moment to end by themselves."""
+        old = dict(self._old)
+        for closing in old.values():
+            closing.cancel()
+        await asyncio.gather(*(line.close(FAREWELL_S) for line in (self._line, *old)))
 
     async def ask(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
-        """What Triton answers. Raises what `translate` makes of its error, and GivenUp."""
-        if self._hangs:
-            raise GivenUp("Triton does not answer", retry_after_s=1)
-        return await self._send(request)
+        """What Triton answers to anything but an inference. Raises what `translate` makes of its error, and GivenUp."""
+        self._require_answers()
+        return await self._counted(self._line.ask(request))
 
     async def infer(
         self,
@@ -174,17 +180,19 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         measured: bool = True,
     ) -> InferResult:
-        """An inference, whose answer is awaited for so long. measured: whether it says how long inferences take. Raises
-        what `ask` raises."""
+        """An inference, whose answer is awaited for so long; Triton makes it also where nobody waits any more.
+
+        measured: whether it says how long inferences take. Raises what `ask` raises, and NoAnswer.
+        """
+        self._require_answers()
+        request = partial(_infer, model, inputs, outputs, headers, wait_s + UNASKED_S)
         begin_s = time.monotonic()
         if not self._inferring and not self._unanswered:
             self._answered_s = begin_s
         self._inferring += 1
         answered = True
         try:
-            return await self.ask(
-                lambda client: client.infer(model, inputs, outputs=outputs, client_timeout=wait_s, headers=headers)
-            )
+            return await self._counted(self._line.infer(request, wait_s))
         except (TritonUnavailable, ModelNotLoaded, Overloaded, KeyRefused) as error:
             answered = False
             self._unanswered |= isinstance(error, GivenUp)
@@ -209,7 +217,7 @@ class Connection:
         """Whether Triton takes requests. Raises TritonUnavailable, and NoAnswer after `wait_s`."""
         # Not ServerReady: by Triton's default it says no while any model is loaded or unloaded, and for as long as one
         # that failed to load is in its index. While Triton 2.51 starts nothing answers, and when it stops both raise.
-        live = await self._send(lambda client: client.is_server_live(client_timeout=wait_s))
+        live = await self._counted(self._line.ask(lambda client: client.is_server_live(client_timeout=wait_s)))
         self._hangs = False
         return bool(live)
 
@@ -221,30 +229,38 @@ class Connection:
 
     def let_go(self) -> None:
         """The requests in flight fail at once, with GivenUp; further ones go out on a new connection."""
-        closing = asyncio.create_task(self._client.close())
-        self._client = self._connect()
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        left, self._line = self._line, self._connect()
+        left.leave()
+        self._old[left] = closing = asyncio.create_task(left.close())
+        closing.add_done_callback(lambda _: self._old.pop(left))
 
-    async def _send(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
-        client = self._client
+    def _require_answers(self) -> None:
+        if self._hangs:
+            raise GivenUp("Triton does not answer", retry_after_s=1)
+
+    async def _counted(self, asked: Coroutine[Any, Any, Answer]) -> Answer:
+        """The answer to a request. Raises our errors."""
         try:
-            answer = await request(client)
+            answer = await asked
         except InferenceServerException as error:
             fault = translate(error)
             if not isinstance(fault, (NoAnswer, TritonUnavailable)):
                 self.answers += 1
             raise fault from error
-        except asyncio.CancelledError:
-            # Requests on a connection that is closed end as if they were cancelled.
-            if client is self._client or _is_cancelled():
-                raise
+        except Left:
             raise GivenUp("Triton does not answer", retry_after_s=1) from None
+        except asyncio.TimeoutError:
+            raise NoAnswer("Triton did not answer in time") from None
         self.answers += 1
         return answer
 
 
-def _is_cancelled() -> bool:
-    """Whether somebody cancelled this task; before Python 3.11 that cannot be told, and is taken for no."""
-    cancelling: Callable[[], int] = getattr(asyncio.current_task(), "cancelling", int)
-    return cancelling() > 0
+async def _infer(
+    model: str,
+    inputs: Sequence[InferInput],
+    outputs: Sequence[InferRequestedOutput],
+    headers: Mapping[str, str] | None,
+    deadline_s: float,
+    client: Client,
+) -> InferResult:
+    return await client.infer(model, inputs, outputs=outputs, client_timeout=deadline_s, headers=headers)

@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from ..errors import InferenceFailed, LipsyncError, TenantBroken
 from ..residency.models import OutOfMemory, Use
 from ..settings import TritonSettings
-from .connection import Answer, Client, Connection, ModelNotLoaded, NoAnswer, Unresponsive, read_key
+from .connection import Connection, ModelNotLoaded, NoAnswer, Unresponsive, read_key
+from .line import Answer, Client
 
 _IN_MEMORY = {"READY", "LOADING", "UNLOADING"}
 _OUT_OF_MEMORY = re.compile(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc as wire
@@ -24,8 +26,9 @@ from ..errors import DeadlinePassed, InferenceFailed, InvalidInput, LipsyncError
 from ..features import ENCODER_BATCH
 from ..settings import TritonSettings
 from ..tracing import headers_onwards
-from .connection import Client, GivenUp, NoAnswer
+from .connection import GivenUp, NoAnswer
 from .control import Control
+from .line import Answer, Client
 from .shared_memory import Region, is_left_behind, sweep_locks
 from .slots import Lease, Slots
 
@@ -61,7 +64,7 @@ class Triton(Control):
         self._queued = queued
         slot_bytes, wanted = settings.slot_frames * MOUTH_BYTES, settings.shared_memory == "auto"
         self._slots = Slots(settings.slots, slot_bytes, self._register, self._end, wanted)
-        self._tasks: set[asyncio.Task[Mouths]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def answers(self) -> int:
@@ -132,8 +135,15 @@ class Triton(Control):
         )
         inputs = [first, _tensor("audio", audio, "FP32")]
         lease = await self._lease(deadline, memory=True)
-        # A task of its own: a caller that goes away must not free a slot that Triton still fills.
-        task = asyncio.create_task(self._request(model, inputs, len(audio), lease, deadline))
+        request = self._request(model, inputs, len(audio), lease, deadline)
+        return await self._outlived(request, deadline, lambda mouths: mouths.release())
+
+    async def _outlived(
+        self, request: Coroutine[Any, Any, Answer], deadline: Deadline, unwanted: Callable[[Answer], None]
+    ) -> Answer:
+        """What a request comes to by the deadline. Without its caller it goes on, for Triton goes on with it, and so
+        does its lease, until what it comes to is `unwanted`."""
+        task = asyncio.create_task(request)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -142,7 +152,7 @@ class Triton(Control):
             if not task.done():
                 raise DeadlinePassed("Triton did not answer in time")
         except BaseException:
-            task.add_done_callback(_release_unwanted)
+            task.add_done_callback(partial(_throw_away, unwanted))
             raise
         return task.result()
 
@@ -162,9 +172,7 @@ class Triton(Control):
         if region is not None:
             mouth.set_shared_memory(region.name, size, region.offset(lease.slot))
         try:
-            # Beyond the deadline, to know that the request's memory is free again.
-            wait_s = max(deadline.at_s - time.monotonic(), 0) + self._settings.timeout_s
-            result = await self._infer(model, inputs, [mouth, wire.InferRequestedOutput("finite")], wait_s)
+            result = await self._infer(model, inputs, [mouth, wire.InferRequestedOutput("finite")], deadline)
             _check_finite(model, result.as_numpy("finite"), count)
             _check_mouth(model, result.get_output("mouth"), count)
             self.inferences += 1
@@ -239,11 +247,15 @@ class Triton(Control):
     ) -> wire.InferResult:
         """A request whose answer comes as tensors."""
         lease = await self._lease(deadline, memory=False)
-        try:
+
+        async def request() -> wire.InferResult:
             requested = [wire.InferRequestedOutput(name) for name in outputs]
-            return await self._infer(model, inputs, requested, deadline.remaining_s())
-        finally:
-            self._slots.release(lease)
+            try:
+                return await self._infer(model, inputs, requested, deadline)
+            finally:
+                self._slots.release(lease)
+
+        return await self._outlived(request(), deadline, lambda result: None)
 
     async def predictions(
         self, model: str, visual: NDArray[np.float32], audio: NDArray[np.float32], deadline: Deadline
@@ -264,15 +276,16 @@ class Triton(Control):
         model: str,
         inputs: list[wire.InferInput],
         outputs: list[wire.InferRequestedOutput],
-        wait_s: float,
+        deadline: Deadline,
     ) -> wire.InferResult:
-        """One request, whose answer is awaited for so long."""
+        """One request, whose answer is awaited beyond the deadline, to know that what it takes is free again."""
+        wait_s = max(deadline.at_s - time.monotonic(), 0) + self._settings.timeout_s
         return await self._connection.infer(model, inputs, outputs, wait_s, headers_onwards())
 
 
-def _release_unwanted(task: asyncio.Task[Mouths]) -> None:
+def _throw_away(unwanted: Callable[[Answer], None], task: asyncio.Task[Answer]) -> None:
     if not task.cancelled() and task.exception() is None:
-        task.result().release()
+        unwanted(task.result())
 
 
 def _check_finite(model: str, finite: NDArray[np.bool_] | None, count: int) -> None:

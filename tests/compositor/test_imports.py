@@ -50,6 +50,7 @@ LAYERS = [
         "sessions.speech",
         "triton.shared_memory",
         "triton.slots",
+        "triton.line",
         "triton.connection",
         "triton.control",
         "triton.inference",
@@ -88,7 +89,7 @@ PURE = [
     "transports.wire",
 ]
 OWNERS = {
-    "tritonclient": {"triton.connection", "triton.control", "triton.inference"},
+    "tritonclient": {"triton.line", "triton.connection", "triton.control", "triton.inference"},
     "turbojpeg": {"jpeg"},
     "av": {"video"},
     "prometheus_client": {"metrics"},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from tritonclient.grpc import model_config_pb2
 from compositor.deadline import Deadline
 from compositor.errors import InferenceFailed, Overloaded, TenantBroken
 from compositor.settings import TritonSettings
-from compositor.triton.connection import Client, KeyRefused, ModelNotLoaded
+from compositor.triton.connection import KeyRefused, ModelNotLoaded
 from compositor.triton.control import config_on
 from compositor.triton.inference import Triton
+from compositor.triton.line import Client
 from lipsync.triton_install import TritonHome
 from lipsync.tritonserver import EmbeddedTriton
 
-from .processes import freeze
+from .processes import descendants, freeze
 
 pytestmark = pytest.mark.triton
 
@@ -93,11 +95,25 @@ async def ask(triton: Triton, model: str = "plain", seconds: float = 30) -> None
     (await triton.mouths(model, *ONE, Deadline.after(seconds))).release()
 
 
-async def test_models_come_and_go(triton: Triton) -> None:
-    assert await triton.ping(5)
+@contextlib.contextmanager
+def frozen(pids: Collection[int]) -> Iterator[None]:
+    """Processes stand still."""
+    try:
+        for pid in pids:
+            freeze(pid)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_models_come_and_go(triton: Triton, server: EmbeddedTriton) -> None:
+    assert server.pid is not None
+    assert await triton.ping(60)
     assert await triton.uses() == {}
     before = time.time()
     for model in ("plain", "sent", "plain.raw", "audio_encoder"):
+        others = descendants(server.pid)
         await triton.load(model)
         await triton.load(model)
         assert (await triton.uses())[model].last_s == 0
@@ -106,9 +122,11 @@ async def test_models_come_and_go(triton: Triton) -> None:
         assert before - 1 < (await triton.uses())[model].last_s < time.time() + 1
         assert await triton.placed(model) is None
         assert (await triton.states())[model] == "READY"
-        await triton.unload(model)
-        assert await triton.states() == {model: "UNLOADING"}
-        assert await triton.uses() == {}
+        # It cannot be gone before it was looked at.
+        with frozen(descendants(server.pid) - others):
+            await triton.unload(model)
+            assert await triton.states() == {model: "UNLOADING"}
+            assert await triton.uses() == {}
         await gone(triton)
     await triton.unload("never there")
 
@@ -171,9 +189,14 @@ async def test_a_full_queue_is_overload(triton: Triton, models: Path, policy: di
         await client.load_model("plain", config=with_queue(models, **policy))
 
     await triton._connection.ask(load)
-    results = await asyncio.gather(*(ask(triton) for _ in range(3)), return_exceptions=True)
-    refused = [result for result in results if result is not None]
-    assert refused
+    refused: list[BaseException] = []
+
+    async def crowd() -> bool:
+        results = await asyncio.gather(*(ask(triton) for _ in range(3)), return_exceptions=True)
+        refused.extend(result for result in results if result is not None)
+        return bool(refused)
+
+    await eventually(crowd)  # at once, unless they do not come together
     for fault in refused:
         assert isinstance(fault, Overloaded)
         assert words in fault.message
@@ -216,7 +239,7 @@ async def test_a_request_that_triton_refuses_is_a_failure(triton: Triton) -> Non
 async def test_a_restricted_protocol_is_not_taken_for_an_outage(models: Path, triton_home: Path) -> None:
     with Restricted(models) as server:
         triton = Triton(TritonSettings(), server.grpc, models)
-        assert await triton.ping(5)
+        assert await triton.ping(60)
         for request in (triton.load("plain"), triton.unload("plain"), triton.states()):
             with pytest.raises(KeyRefused, match=r"triton\.key_file"):
                 await request

@@ -29,6 +29,9 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.deaf = set[str]()
         self.requests = asyncio.Queue[str]()
         """Names of the calls that came."""
+        self.ends = asyncio.Queue[tuple[str, str]]()
+        """Names of the calls that went on from where they are held back, "to be answered", or ended there,
+        "cancelled"."""
         self.loaded: dict[str, int] = {}
         self.seen: Callable[[dict[str, str]], None] = lambda headers: None
         """Is told of the headers of each inference."""
@@ -37,9 +40,14 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
     async def _turn(self, name: str) -> None:
         self.requests.put_nowait(name)
-        await self.go.wait()
-        if name in self.deaf:
-            await asyncio.get_running_loop().create_future()
+        try:
+            await self.go.wait()
+            if name in self.deaf:
+                await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.ends.put_nowait((name, "cancelled"))
+            raise
+        self.ends.put_nowait((name, "to be answered"))
 
     async def ServerLive(self, request: Any, context: Any) -> pb.ServerLiveResponse:  # noqa: N802
         await self._turn("ping")

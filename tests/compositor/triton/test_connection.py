@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from compositor.errors import (
     TritonUnavailable,
 )
 from compositor.triton.connection import (
-    Client,
     Connection,
     GivenUp,
     KeyRefused,
@@ -32,6 +30,7 @@ from compositor.triton.connection import (
     read_key,
     translate,
 )
+from compositor.triton.line import Client
 
 from .kserve import Kserve, Tensors, serving
 
@@ -91,7 +90,7 @@ def load(client: Client) -> Awaitable[None]:
 
 async def test_what_is_answered_is_counted(connection: Connection, kserve: Kserve) -> None:
     await connection.ask(load)
-    assert await connection.ping(5)
+    assert await connection.ping(30)
     assert connection.answers == 2
     with pytest.raises(InferenceFailed):
         await connection.ask(lambda client: client.get_trace_settings())  # it has none
@@ -197,7 +196,7 @@ async def test_who_got_no_answer_is_owed_one_until_another_comes(
     clock.now_s += 7
     assert connection.silent_s() == 7
     kserve.go.set()
-    assert await connection.ping(5)
+    assert await connection.ping(30)
     assert connection.silent_s() == 7
     await connection.infer("m", [], [], 30)
     assert connection.silent_s() == 0
@@ -292,11 +291,10 @@ async def test_requests_to_a_server_that_is_given_up_fail_at_once(connection: Co
     with pytest.raises(NoAnswer):
         await connection.ping(0.05)
     kserve.go.set()
-    assert await connection.ping(5)
+    assert await connection.ping(30)
     await connection.ask(load)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not say there whether it was cancelled")
 async def test_who_goes_away_is_not_kept_by_giving_up(connection: Connection, kserve: Kserve) -> None:
     kserve.go.clear()
     going, gone = (asyncio.create_task(connection.ask(load)) for _ in range(2))
@@ -318,11 +316,45 @@ async def test_closing_cancels_what_is_under_way(kserve: Kserve) -> None:
         await asking
 
 
+async def test_an_inference_that_nobody_waits_for_any_more_is_made_all_the_same(
+    connection: Connection, kserve: Kserve
+) -> None:
+    kserve.go.clear()
+    gone = await begun(connection, kserve)
+    gone.cancel()
+    with pytest.raises(NoAnswer):
+        await connection.infer("m", [], [], 0.05)
+    assert await kserve.requests.get() == "infer"
+    connection.give_up()
+    kserve.go.set()
+    for _ in range(2):
+        assert await kserve.ends.get() == ("infer", "to be answered")
+    assert await connection.ping(30)
+
+
+async def test_a_farewell_waits_a_moment_for_what_is_owed(
+    connection: Connection, kserve: Kserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the present line, and on one that was left."""
+    kserve.go.clear()
+    for _ in range(2):
+        asking = await begun(connection, kserve)
+        connection.let_go()
+        with pytest.raises(GivenUp):
+            await asking
+    monkeypatch.setattr("compositor.triton.connection.FAREWELL_S", 30)
+    farewell = asyncio.create_task(connection.close())
+    await asyncio.sleep(0)
+    kserve.go.set()
+    await farewell
+    assert kserve.loaded["m"] == 2
+
+
 async def test_nobody_there_is_unavailable() -> None:
     connection = Connection("127.0.0.1:1")
     with pytest.raises(TritonUnavailable):
         await connection.infer("m", [], [], 30)
     assert connection.silent_s() == 0  # that is no silence
     with pytest.raises(TritonUnavailable):
-        await connection.ping(5)
+        await connection.ping(30)
     await connection.close()

@@ -88,18 +88,18 @@ def triton_with(monkeypatch: pytest.MonkeyPatch, wire: Wire, **settings: object)
 async def test_a_slot_serves_again_after_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = triton_with(monkeypatch, Wire(*[GOOD] * 20))
     for _ in range(20):
-        mouths = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+        mouths = await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
         assert mouths.crops.shape == (1, 3, 328, 328)
         mouths.release()
 
 
 async def test_all_slots_taken_is_overload(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = triton_with(monkeypatch, Wire(*[GOOD] * 3))
-    held = [await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5)) for _ in range(2)]
+    held = [await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60)) for _ in range(2)]
     with pytest.raises((Overloaded, DeadlinePassed)):
         await triton.mouths("t", FRAMES, AUDIO, Deadline.after(0.05))
     held[0].release()
-    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
 
 
 async def test_a_caller_that_goes_away_frees_its_slot_only_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,21 @@ async def test_a_caller_that_goes_away_frees_its_slot_only_after_the_answer(monk
         await triton.mouths("t", FRAMES, AUDIO, Deadline.after(0.02))
     wire.go.set()
     for _ in range(2):
-        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
+
+
+async def test_so_does_one_that_waits_for_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(*[Answer(audio_features=np.zeros((1, 512), np.float32))] * 3)
+    triton = triton_with(monkeypatch, wire)
+    windows = np.zeros((1, 1, 80, 16), np.float32)
+    wire.go.clear()
+    for _ in range(2):
+        with pytest.raises(DeadlinePassed):
+            await triton.embeddings("e", windows, Deadline.after(0.02))
+    with pytest.raises((Overloaded, DeadlinePassed)):
+        await triton.embeddings("e", windows, Deadline.after(0.02))
+    wire.go.set()
+    await triton.embeddings("e", windows, Deadline.after(60))
 
 
 LOST = InferenceServerException("Unable to find shared memory region: 'x'", "StatusCode.INVALID_ARGUMENT")
@@ -130,7 +144,7 @@ async def test_a_restarted_triton_maps_one_new_region_however_many_ask(
     triton = triton_with(monkeypatch, wire, slots=4)
 
     async def ask() -> None:
-        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
 
     for _ in range(4):
         await ask()
@@ -147,7 +161,7 @@ async def test_whoever_waits_for_a_slot_goes_on_when_triton_is_restarted(monkeyp
 
     async def ask() -> bool:
         try:
-            (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+            (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
         except TritonUnavailable:
             return False
         return True
@@ -163,8 +177,8 @@ async def test_requests_that_triton_refused_cost_no_memory(monkeypatch: pytest.M
     triton = triton_with(monkeypatch, wire)
     for _ in range(40):
         with pytest.raises(Overloaded):
-            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
-    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
     assert len(wire.regions) == 1
 
 
@@ -174,13 +188,13 @@ async def test_answers_that_never_come_cost_bounded_memory(monkeypatch: pytest.M
     triton = triton_with(monkeypatch, wire)
     for _ in range(40):
         with pytest.raises(DeadlinePassed):
-            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
     assert len(wire.regions) == MOST_REGIONS
     for _ in range(3):
-        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+        (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
     with pytest.raises(TritonUnavailable):
-        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
-    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
     assert len(wire.regions) == MOST_REGIONS + 1
 
 
@@ -191,9 +205,9 @@ async def test_regions_of_answers_that_never_came_end_once_triton_is_done_with_t
     triton = triton_with(monkeypatch, wire)
     for _ in range(40):
         with pytest.raises(DeadlinePassed):
-            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
         assert wire.known == set(wire.regions[-1:])
-    (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+    (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
     assert len(wire.regions) == 21
 
 
@@ -215,9 +229,9 @@ async def test_a_bad_answer_gives_its_slot_back(
     triton = triton_with(monkeypatch, Wire(*[answer] * 6, GOOD))
     for _ in range(6):
         with pytest.raises(kind):
-            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+            await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
     assert (triton.inferred, triton.inferences) == (6, 0)
-    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
+    await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
     assert (triton.inferred, triton.inferences) == (7, 1)
 
 
@@ -226,12 +240,12 @@ async def test_each_kind_of_inference_that_works_is_counted(monkeypatch: pytest.
     wire = Wire(*[Answer(audio_features=embeddings)] * 2, *[Answer(output=output), Answer(output=output + np.nan)])
     triton = triton_with(monkeypatch, wire)
     for count in (1, 2):
-        await triton.embeddings("e", np.zeros((1, 1, 80, 16), np.float32), Deadline.after(5))
+        await triton.embeddings("e", np.zeros((1, 1, 80, 16), np.float32), Deadline.after(60))
         assert triton.inferences == count
     visual = np.zeros((1, 6, 320, 320), np.float32)
-    await triton.predictions("t.raw", visual, AUDIO, Deadline.after(5))
+    await triton.predictions("t.raw", visual, AUDIO, Deadline.after(60))
     with pytest.raises(TenantBroken):
-        await triton.predictions("t.raw", visual, AUDIO, Deadline.after(5))
+        await triton.predictions("t.raw", visual, AUDIO, Deadline.after(60))
     assert triton.inferences == 3
 
 
@@ -239,8 +253,8 @@ async def test_an_answer_that_never_came_keeps_its_slot_out_of_use(monkeypatch: 
     wire = Wire(SILENT, *[GOOD] * 3)
     triton = triton_with(monkeypatch, wire, slots=4)
     with pytest.raises(DeadlinePassed):
-        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))
-    held = [await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5)) for _ in range(3)]
+        await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))
+    held = [await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60)) for _ in range(3)]
     addresses = {mouths.crops.__array_interface__["data"][0] for mouths in held}
     assert len(addresses) == 3
     assert len(wire.regions) == 1
@@ -260,13 +274,13 @@ async def test_strange_embeddings_are_refused(
 ) -> None:
     triton = triton_with(monkeypatch, Wire(Answer(audio_features=embeddings)))
     with pytest.raises(InferenceFailed):
-        await triton.embeddings("e", np.zeros((1, 1, 80, 16), np.float32), Deadline.after(5))
+        await triton.embeddings("e", np.zeros((1, 1, 80, 16), np.float32), Deadline.after(60))
 
 
 async def test_its_regions_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(GOOD)
     triton = triton_with(monkeypatch, wire)
-    (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+    (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
     assert wire.known == set(wire.regions)
     await triton.close()
     assert not wire.known
@@ -284,7 +298,7 @@ async def test_regions_that_the_dead_left_are_ended_and_those_of_others_stay(mon
         wire.in_use = {gone}
         for stays in ({gone}, set[str]()):
             triton = triton_with(monkeypatch, wire)
-            (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(5))).release()
+            (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
             await triton.close()
             assert wire.known == {living.name, *strangers, *stays}
             wire.in_use = set()
