@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import LipsyncError
@@ -185,7 +184,7 @@ class Holdings:
         self._notify(None)
 
     def forgive(self, now_s: float) -> None:
-        """Forgets failures whose time is over, by the monotonic clock."""
+        """Forgets failures whose time is over, by the event loop's clock."""
         for model in list(self.models.values()):
             if model.failure is not None and now_s >= model.failure.until_s:
                 model.failure = None
@@ -258,10 +257,10 @@ class Holdings:
 
     async def _follow_leaving(self) -> None:
         """Until all that is leaving is gone."""
-        pause_s = POLL_S
+        loop, pause_s = asyncio.get_running_loop(), POLL_S
         while self._leaving():
             await asyncio.sleep(pause_s)
-            begun, begun_s = self.tick(), time.monotonic()
+            begun, begun_s = self.tick(), loop.time()
             try:
                 states = await self._server.states()
             except LipsyncError as error:
@@ -271,7 +270,7 @@ class Holdings:
                 log.exception("the index of %s cannot be read", self._server.endpoint)
                 pause_s = _TROUBLE_S
             else:
-                pause_s = max(POLL_S, _POLL_SHARE * (time.monotonic() - begun_s))
+                pause_s = max(POLL_S, _POLL_SHARE * (loop.time() - begun_s))
                 self._see_off(states, begun)
 
     def _see_off(self, states: dict[str, str], begun: int) -> None:

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,7 +60,7 @@ class HostLock:
     async def acquire(self) -> None:
         """Returns with the lock; each holder gives it back by `release`. A cancelled wait leaves nothing."""
         async with self._turn:
-            if self._holders and time.monotonic() - self._since_s > _TURN_S and self._is_awaited():
+            if self._holders and asyncio.get_running_loop().time() - self._since_s > _TURN_S and self._is_awaited():
                 await self._free.wait()
                 await asyncio.sleep(_PAUSE_S)
             if not self._holders:
@@ -100,7 +99,7 @@ class HostLock:
         finally:
             if queue is not None:
                 os.close(queue)
-        self._since_s = time.monotonic()
+        self._since_s = asyncio.get_running_loop().time()
         self._free.clear()
 
     def _stand_in_line(self) -> int | None:
@@ -158,7 +157,7 @@ def _lock_file(path: Path, kind: int) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
-        if not path.exists() or not os.path.samestat(os.fstat(file), path.stat()):
+        if not _is_at(path, file):
             # Taken away between the two calls, by another's `close` or by whoever tidies temporary files: a third
             # process may have locked the next one.
             raise BlockingIOError(f"{path} was replaced")
@@ -166,6 +165,14 @@ def _lock_file(path: Path, kind: int) -> int:
         os.close(file)
         raise
     return file
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether the path still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove(path: Path) -> None:

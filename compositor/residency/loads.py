@@ -260,7 +260,7 @@ class Loads:
             state = State.ABSENT
             self._lock.notes.pop(model.name, None)
         if isinstance(error, TenantBroken):
-            until_s = time.monotonic() + self._settings.failed_s
+            until_s = asyncio.get_running_loop().time() + self._settings.failed_s
             model.failure = Failure(error, self._facts(model.name).stamp, until_s)
         self._holdings.became(model, state)
         self._settle(model, error)

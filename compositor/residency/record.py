@@ -16,7 +16,7 @@ class Failure:
     error: LipsyncError
     stamp: tuple[int, ...] | None
     until_s: float
-    """By the monotonic clock."""
+    """By the event loop's clock."""
 
 
 @dataclass(eq=False)

@@ -238,7 +238,7 @@ class Residency:
         if self._closed:
             raise Stopping("the service stops")
         failure, model.failure = model.failure, None
-        if failure is None or time.monotonic() >= failure.until_s:
+        if failure is None or asyncio.get_running_loop().time() >= failure.until_s:
             return
         if self._facts(model.name).stamp == failure.stamp:
             model.failure = failure
@@ -295,7 +295,7 @@ class Residency:
 
     async def _sweep(self) -> None:
         self._holdings.refresh()
-        self._holdings.forgive(time.monotonic())
+        self._holdings.forgive(asyncio.get_running_loop().time())
         self._observe.leased(self._leases)
         await self._evictions.survey()
         if any(self._evictions.surplus()):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,8 @@ from compositor import jpeg
 from compositor.errors import InvalidInput
 from compositor.geometry import Box, Subsampling
 from compositor.jpeg import Encoding, Layout, PreparedFrame
+
+from ..integration.waiting import until
 
 
 def picture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -145,27 +148,32 @@ def test_threads_of_mixed_restart_intervals_do_not_disturb_each_other() -> None:
         assert all(pool.map(spliced_as_expected, range(1200)))
 
 
-def test_no_restart_interval_starves_another() -> None:
-    image = picture(64, 48)
-    counts = {4: 0, 2: 0}
-    stop = threading.Event()
+class Held:
+    """Stands for the library: keeps each encode until it is let go. `begun`: the restart intervals, in their order."""
 
-    def loop(interval: int) -> None:
-        while not stop.is_set():
-            jpeg.encode(image, Encoding(75, Subsampling.S420, interval))
-            counts[interval] += 1
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go = threading.Semaphore(0)
 
-    threads = [threading.Thread(target=loop, args=(interval,)) for interval in (4, 4, 2)]
-    for thread in threads:
-        thread.start()
-    try:
-        while counts[4] < 2000 and counts[2] < 2000:
-            stop.wait(0.01)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert min(counts.values()) > 300
+    def encode(self, image: NDArray[np.uint8], **options: object) -> bytes:
+        self.begun.append(os.environ["TJ_RESTART"])
+        self.go.acquire()
+        return b""
+
+
+def test_no_restart_interval_starves_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes while another interval waits comes after it, though encodes of the own one are under way."""
+    library, gate, intervals = Held(), jpeg._restart_gate, (4, 2, 4)
+    monkeypatch.setattr(jpeg, "_library", lambda: library)
+    with ThreadPoolExecutor(len(intervals)) as pool:
+        try:
+            for count, interval in enumerate(intervals, 1):
+                pool.submit(jpeg.encode, picture(64, 48), Encoding(75, Subsampling.S420, interval))
+                until(lambda: len(library.begun) + len(gate._queue) == count)  # noqa: B023
+            assert library.begun == ["4B"]
+        finally:
+            library.go.release(len(intervals))
+    assert library.begun == ["4B", "2B", "4B"]
 
 
 def test_a_prepared_frame_is_the_full_encode() -> None:

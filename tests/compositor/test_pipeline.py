@@ -162,7 +162,7 @@ async def opened(triton: FakeTriton, pool: ThreadPoolExecutor, tmp_path: Path) -
 
 @pytest.fixture
 async def compositor(repository: Path, opened: Open) -> Compositor:
-    return opened(Settings.model_validate({"model_repository": repository, "triton": {"restart_wait_s": 0.5}}))
+    return opened(Settings.model_validate({"model_repository": repository, "triton": {"restart_wait_s": 60}}))
 
 
 def at_work() -> list[str]:
@@ -265,7 +265,11 @@ async def test_a_model_that_triton_lost_is_loaded_again(compositor: Compositor, 
     assert triton.loads == ["plain"] * 3
 
 
-async def test_an_unreachable_triton_is_given_up_after_a_while(compositor: Compositor, triton: FakeTriton) -> None:
+async def test_an_unreachable_triton_is_given_up_after_a_while(
+    repository: Path, triton: FakeTriton, opened: Open
+) -> None:
+    compositor = opened(Settings.model_validate({"model_repository": repository, "triton": {"restart_wait_s": 0.5}}))
+
     async def fail() -> None:
         raise TritonUnavailable("gone")
 

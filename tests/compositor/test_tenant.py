@@ -150,8 +150,8 @@ def mapped_resident_kb(folder: Path) -> dict[str, int]:
 
 
 def read_bytes() -> int:
-    """Bytes that this process has read through read calls."""
-    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    """Bytes that this thread has read through read calls."""
+    lines = dict(line.split(": ") for line in Path("/proc/thread-self/io").read_text().splitlines())
     return int(lines["rchar"])
 
 

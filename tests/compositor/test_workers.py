@@ -25,7 +25,7 @@ from compositor.errors import LipsyncError, SettingsInvalid
 from compositor.metrics import SHARED_VARIABLE, forget_worker
 from compositor.settings import Settings
 
-LONGEST_S = 30.0
+LONGEST_S = 60.0
 
 
 def settings_of(repository: Path, **server: object) -> Settings:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import pytest
 
 from compositor.residency.host_lock import HostLock
 
-_LONGEST_S = 60
+_LONGEST_S = 240
 
 HOLDER = """
 import asyncio, sys
@@ -173,6 +174,23 @@ async def test_a_file_that_is_tidied_away_is_made_again(tmp_path: Path) -> None:
         first.path.unlink()
     async with second.held():
         assert not is_free(second.path)
+
+
+async def test_a_file_that_is_taken_away_as_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = HostLock("triton:8001", tmp_path)
+    look = os.fstat
+
+    def late(file: int) -> os.stat_result:
+        lock.path.unlink()
+        monkeypatch.undo()
+        return look(file)
+
+    monkeypatch.setattr(os, "fstat", late)
+    async with lock.held():
+        assert not is_free(lock.path)
+    assert not caplog.messages
 
 
 async def test_where_the_file_cannot_be_had_nobody_is_kept_out(

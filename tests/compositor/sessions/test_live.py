@@ -17,6 +17,7 @@ from compositor.errors import Overloaded, Stopping, TenantNotFound
 from compositor.metrics import Metrics
 from compositor.pipeline import Compositor
 from compositor.rendering import Rendered
+from compositor.sessions import live as module
 from compositor.sessions.conversation import converse
 from compositor.sessions.events import Command, Heard, PlaybackFinished, SegmentEnd, Shown, Start
 from compositor.sessions.live import Live
@@ -258,8 +259,12 @@ async def test_sessions_are_counted(repository: Path) -> None:
     await live.end(sessions[1])
 
 
-async def test_the_stop_ends_each_session_once_it_is_silent(compositor: FakeCompositor) -> None:
+async def test_the_stop_ends_each_session_once_it_is_silent(
+    compositor: FakeCompositor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One is idle, one speaks to its end, and one goes on until it is told that time is over."""
+    for name in ("_FAREWELL_S", "_SHORT_FAREWELL_S"):
+        monkeypatch.setattr(module, name, 60)
     clock, over = SimulatedClock(), asyncio.Event()
     live = live_of(compositor, clock)
     idle, speaking, endless = [await live.begin(Start("plain", flow="plain")) for _ in range(3)]

@@ -65,7 +65,7 @@ def answers(*faults: LipsyncError | None) -> tuple[list[str], Ask]:
 
 
 def soon() -> Deadline:
-    return Deadline.after(5)
+    return Deadline.after(60)
 
 
 async def test_a_request_goes_to_its_model_which_is_leased_meanwhile(fleet: Fleet, servers: Servers) -> None:
@@ -388,7 +388,8 @@ async def test_a_tenant_that_does_not_load_is_not_tried_elsewhere(fleet: Fleet, 
     assert servers.triton[SECOND].loads == []
 
 
-async def test_without_any_server_a_request_waits_for_one(fleet: Fleet, servers: Servers) -> None:
+async def test_without_any_server_a_request_waits_for_one(servers: Servers) -> None:
+    fleet = fleet_of(servers, restart_wait_s=60)
     for endpoint in servers.endpoints:
         endpoint.failed(0)
     _, request = answers()

@@ -32,7 +32,7 @@ def placement(servers: Servers) -> Placement:
 
 @pytest.fixture
 def homecoming(placement: Placement) -> Homecoming:
-    return Homecoming(placement, 5, 0, lambda model: Facts(0, True, (), encoder="encoder"))
+    return Homecoming(placement, 5, 0, lambda model: Facts(0, True, (), encoder="encoder"), lambda: 0.0)
 
 
 async def step(homecoming: Homecoming) -> None:
