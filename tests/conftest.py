@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 
 from compositor.proto import lipsync_v1_pb2_grpc as pb_grpc
 from compositor.server import running
@@ -26,6 +27,10 @@ from lipsync.preparation import Choices
 from lipsync.repository import Serving, add_encoder, add_tenant
 from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton, default_home, install
+
+# A machine that is busy with something else makes no example wrong.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def write_small_source(directory: Path, model: onnx.ModelProto, frames: int = 8, seed: int = 0) -> Path:
@@ -77,14 +82,15 @@ class ServiceThread:
 
     def start(self) -> None:
         self._thread.start()
-        self.ready.wait(30)
+        assert self.ready.wait(120), "the service does not start"
         if self._failure:
             raise self._failure
 
     def stop(self) -> None:
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
+        self._thread.join(120)
+        assert not self._thread.is_alive(), "the service does not stop"
         if self._failure:
             raise self._failure
 
@@ -140,7 +146,8 @@ def running_stack(repository: Path) -> Iterator[Stack]:
                 "model_repository": repository,
                 "server": {"port": 0},
                 "http": {"port": 0},
-                "triton": {"endpoints": triton.grpc},
+                # A busy machine takes its time to start a Triton again.
+                "triton": {"endpoints": triton.grpc, "restart_wait_s": 60},
                 # Else a machine that is busy with something else would have sessions refused.
                 "live": {"max_late": 1},
             }
@@ -167,7 +174,9 @@ def stub(stack: Stack) -> Iterator[pb_grpc.LipsyncStub]:
 
 
 def connect(address: str) -> Iterator[pb_grpc.LipsyncStub]:
-    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+    # Of its own: what another has found out of a port's last owner says nothing of this one.
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(address, options=options) as channel:
         yield pb_grpc.LipsyncStub(channel)  # type: ignore[no-untyped-call]
 
 

@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 
 from .. import pcm
 from ..call import Call, Frame, Stages
-from ..deadline import Deadline
 from ..disk import disk_fault
 from ..errors import DiskFull, ExtraMissing, InvalidInput, LipsyncError, RequestTimeout
 from ..pcm import Samples
@@ -78,9 +77,8 @@ class Uploads:
 
     async def _speech(self, request: Request) -> tuple[Samples, int]:
         """Mono samples and their rate."""
-        deadline = Deadline.after(self._settings.server.timeout_s)
         try:
-            body = await asyncio.wait_for(self._body(request), deadline.remaining_s())
+            body = await asyncio.wait_for(self._body(request), self._settings.server.timeout_s)
         except asyncio.TimeoutError:
             raise RequestTimeout(f"the WAV did not come within {self._settings.server.timeout_s:g} s") from None
         samples, rate = await asyncio.to_thread(pcm.read_wav, body)

@@ -83,7 +83,8 @@ def test_logs_are_json_where_the_settings_say_so(inhabited: Deployment, settings
     for line in lines:
         assert line.keys() >= {"time", "level", "logger", "process", "message"}
     (end,) = [line for line in lines if line.get("session") == session and "reason" in line]
-    assert (end["tenant"], end["reason"], end["dropped"]) == ("avatar", "OK", 0)
+    assert (end["tenant"], end["reason"]) == ("avatar", "OK")
+    assert int(str(end["dropped"])) >= account.dropped
     assert "ready to serve" in [line["message"] for line in lines]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ import pytest
 from numpy.typing import NDArray
 
 from compositor.geometry import Box
-from lipsync import architecture, repository
+from compositor.triton.shared_memory import Region
+from lipsync import architecture, repository, service_stats, tenant_list, tritonserver
+from lipsync.bench import service, wire
 from lipsync.graph_builder import GraphBuilder
 from lipsync.model_check import ProbeResult
 from lipsync.model_interface import AvatarModel
 from lipsync.preparation import Choices, Graph
 from lipsync.repository import Serving
 from lipsync.sources import Source, open_source
+from lipsync.triton_processes import SHM, region_prefix
 
 FRAMES = 8
 WIDTH, HEIGHT = 320, 240
@@ -154,6 +158,60 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repository, "backend_bytes", lambda *arguments: 1 << 20)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked, started or stopped may take long: a machine that is busy with something else is no fault."""
+    monkeypatch.setattr(service_stats, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(tenant_list, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(service, "START_TIMEOUT_S", 120.0)
+    monkeypatch.setattr(service, "STOP_TIMEOUT_S", 120.0)
+
+
+@pytest.fixture
+def leftovers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Names what the Tritons, the services and the regions of this test have left in shared memory. Only theirs: other
+    processes come and go there meanwhile."""
+    marks, stop = set[str](), service.stop
+
+    def marked_prefix(keeper_pid: int) -> str:
+        prefix = region_prefix(keeper_pid)
+        marks.add(prefix)
+        return prefix
+
+    def marked_region(slots: int, slot_bytes: int) -> Region:
+        made = Region(slots, slot_bytes)
+        marks.add(number_of(made.name))
+        return made
+
+    def marked_stop(process: subprocess.Popen[bytes]) -> None:
+        marks.update(number_of(name) for name in shared_names(process.pid))
+        stop(process)
+
+    def left() -> list[str]:
+        assert marks, "nobody took shared memory"
+        return [path.name for path in SHM.iterdir() if any(mark in path.name for mark in marks)]
+
+    monkeypatch.setattr(tritonserver, "region_prefix", marked_prefix)
+    monkeypatch.setattr(wire, "Region", marked_region)
+    monkeypatch.setattr(service, "stop", marked_stop)
+    return left
+
+
+def number_of(name: str) -> str:
+    """What a region's name and that of the lock beside it have in common."""
+    return name.rpartition("-")[2]
+
+
+def shared_names(pid: int) -> set[str]:
+    """The files in shared memory that a process has open."""
+    names = set[str]()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = descriptor.readlink()
+            names |= {target.name} if target.parent == SHM else set()
+    return names
+
+
 def believe(path: Path, batch: int, **options: object) -> ProbeResult:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -170,7 +228,7 @@ def can_mount() -> str:
     for command in ("unshare -m", "unshare -Urm"):
         trial = [*command.split(), "mount", "-t", "tmpfs", "-o", "size=64k", "none", "/mnt"]
         try:
-            if subprocess.run(trial, capture_output=True, check=False, timeout=10).returncode == 0:
+            if subprocess.run(trial, capture_output=True, check=False, timeout=60).returncode == 0:
                 return command
         except OSError:
             return ""

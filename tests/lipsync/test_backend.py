@@ -192,7 +192,11 @@ def row(*values: int) -> np.ndarray:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_a_request_list_is_one_run_and_each_gets_its_own_rows(
     backend: Any, tmp_path: Path, data: st.DataObject
 ) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -57,7 +57,7 @@ def test_a_cost_is_for_one_unit_of_work() -> None:
 def test_the_clock_reads_the_cpu_of_another_session() -> None:
     with subprocess.Popen(["sh", "-c", "while :; do :; done & wait"], start_new_session=True) as busy:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while Clock(busy.pid).cost(Contestant(lambda: sum(range(100_000)))).server_cpu_s == 0:
                 assert time.monotonic() < deadline, "the loop of the other session shows no CPU time"
         finally:
@@ -215,9 +215,10 @@ def test_a_part_measures(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.triton
-def test_the_wire_part_measures_against_triton(triton_home: Path, tmp_path: Path) -> None:
+def test_the_wire_part_measures_against_triton(
+    triton_home: Path, tmp_path: Path, leftovers: Callable[[], list[str]]
+) -> None:
     part = next(part for part in parts.PARTS if part.name == "wire")
-    before = set(Path("/dev/shm").glob("lipsync-*"))
     found = carry_out(part, run_in(tmp_path))
     assert found.failure == ""
     assert len(found.targets) == 6
@@ -225,7 +226,7 @@ def test_the_wire_part_measures_against_triton(triton_home: Path, tmp_path: Path
         medians = [figure.spread.median for figure in found.figures if figure.quantity == quantity]
         assert len(medians) == 6
         assert min(medians) > 0
-    assert set(Path("/dev/shm").glob("lipsync-*")) <= before
+    assert leftovers() == []
 
 
 def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -70,9 +70,12 @@ def task(film: Path) -> Task:
     return Task("some", b"", np.load(film / AUDIO), np.load(film / VISUAL))
 
 
-def closed_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+@pytest.fixture
+def closed_address() -> Iterator[str]:
+    """Where nobody answers, nor can begin to meanwhile: the port is taken, but not listened on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def test_a_held_film_pastes_as_the_service_does(film: Path, frames: list[NDArray[np.uint8]]) -> None:
@@ -141,15 +144,15 @@ def test_the_predecessors_messages_have_the_documented_fields() -> None:
     assert list(response.composited_frames) == [b"x", b"y"]
 
 
-def test_the_predecessor_tells_a_fault_of_tritons_in_its_answer(film: Path, task: Task) -> None:
-    with Child("lipsync.bench.predecessor", [str(film), closed_address()]) as child:
+def test_the_predecessor_tells_a_fault_of_tritons_in_its_answer(film: Path, task: Task, closed_address: str) -> None:
+    with Child("lipsync.bench.predecessor", [str(film), closed_address]) as child:
         contender = Predecessor(child.announced, child.pid, task)
         with contextlib.closing(contender), pytest.raises(InferenceFailed, match="predecessor's service failed: "):
             contender.run(1)
 
 
-def test_a_service_that_is_not_there_is_one_line(task: Task) -> None:
-    contender = Composite(closed_address(), 1, task)
+def test_a_service_that_is_not_there_is_one_line(task: Task, closed_address: str) -> None:
+    contender = Composite(closed_address, 1, task)
     with contextlib.closing(contender), pytest.raises(InferenceFailed, match=r"127\.0\.0\.1:\d+: UNAVAILABLE"):
         contender.run(2)
 
@@ -237,8 +240,7 @@ def test_a_samples_cpu_is_that_of_all_processes() -> None:
 
 
 @pytest.mark.triton
-def test_the_part_measures_everybody(triton_home: Path, tmp_path: Path) -> None:
-    before = set(Path("/dev/shm").glob("lipsync-*"))
+def test_the_part_measures_everybody(triton_home: Path, tmp_path: Path, leftovers: Callable[[], list[str]]) -> None:
     found = carry_out(baselines.PART, Run(tmp_path, lambda *_: None, quick=True))
     assert found.failure == ""
     everybody = {PREDECESSOR, PLAIN, COMPOSITE, GENERATE}
@@ -260,4 +262,4 @@ def test_the_part_measures_everybody(triton_home: Path, tmp_path: Path) -> None:
     # Pictures of the raw model in and out as float32; a frame number and the audio's features.
     assert sent[PREDECESSOR, hop] >= (6 + 3) * 320 * 320 * 4 / 1e3
     assert 32 * 16 * 16 * 4 / 1e3 <= sent[COMPOSITE, hop] < 100
-    assert set(Path("/dev/shm").glob("lipsync-*")) <= before
+    assert leftovers() == []

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,7 +61,10 @@ class Scripted:
         raise NotImplementedError
 
 
-def test_callers_go_on_until_what_was_under_way_has_ended() -> None:
+def test_callers_go_on_until_what_was_under_way_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No pauses, and but a turn of the loop before and after the loss: calls are under way whatever the clock says.
+    monkeypatch.setattr(failover, "_PERIOD_S", 0.0)
+
     async def main() -> list[Calls]:
         side = Scripted()
 
@@ -65,7 +72,7 @@ def test_callers_go_on_until_what_was_under_way_has_ended() -> None:
             side.lost.set()
             asyncio.get_running_loop().call_later(0.3, side.back.set)
 
-        return await call(side, ["fine", "broken"], lose, Sizes(before_s=0.1, after_s=0.1))
+        return await call(side, ["fine", "broken"], lose, Sizes(before_s=0.0, after_s=0.0))
 
     begin_s = time.monotonic()
     fine, broken = asyncio.run(main())
@@ -113,7 +120,33 @@ def test_the_figures_tell_a_kill_from_a_hang() -> None:
     assert not any(case == hung for case, _ in ((each.case, 0) for each in failover.figures_of(Sizes(), LOSSES[:2])))
 
 
+@pytest.fixture
+def held_down(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Triton that is killed stays so until its tenants have been called, however long that takes."""
+    keepers, wait_until_back = list[int](), failover._wait_until_back
+
+    def kill(pid: int, number: signal.Signals) -> None:
+        if number is signal.SIGKILL:
+            keepers.append(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+            os.kill(keepers[-1], signal.SIGSTOP)
+        os.kill(pid, number)
+
+    def let_go() -> None:
+        while keepers:
+            os.kill(keepers.pop(), signal.SIGCONT)
+
+    def let_go_and_wait(http: str, endpoint: str) -> None:
+        let_go()
+        wait_until_back(http, endpoint)
+
+    monkeypatch.setattr(failover, "os", SimpleNamespace(kill=kill))
+    monkeypatch.setattr(failover, "_wait_until_back", let_go_and_wait)
+    yield
+    let_go()
+
+
 @pytest.mark.triton
+@pytest.mark.usefixtures("held_down")
 def test_the_part_measures_against_triton(triton_home: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     part = next(part for part in parts.PARTS if part.name == "failover")

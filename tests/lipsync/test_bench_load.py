@@ -185,7 +185,7 @@ def test_the_command_takes_times_as_locust_does(
         demands.append(demand)
         return Part("load", "Load", lambda run: PartReport("load", "Load"))
 
-    monkeypatch.setattr(load, "part", part)
+    monkeypatch.setattr("lipsync.commands.bench.viewers.part", part)
     options = ["--host", "127.0.0.1:1", "--time", text, "--tenants", "a, b", "-u", "7", "-o", str(tmp_path)]
     done = CliRunner().invoke(build(), ["bench", "load", *options])
     assert done.exit_code == 0, done.output

@@ -107,8 +107,9 @@ def test_the_kernels_sums_grow_by_what_is_taken(child: subprocess.Popen[str]) ->
     advance(child)
     grown = rollup_bytes(child.pid)
     assert tuple(grown) == tuple(rollup_bytes()) == ROLLUP
-    assert all(grown[field] - before[field] > 39 * MEGABYTE for field in ("Rss", "Pss", "Pss_Anon"))
-    assert grown["Rss"] >= grown["Pss"]
+    assert all(grown[field] - before[field] > 39 * MEGABYTE for field in ("Rss", "Pss_Anon"))
+    # What of it other processes share, and so its share of that, changes as they come and go.
+    assert grown["Rss"] >= grown["Pss"] >= grown["Pss_Anon"]
 
 
 def test_available_memory_is_some_of_all() -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -28,14 +29,20 @@ def test_it_answers_on_its_cores_and_is_gone_afterwards(tmp_path: Path) -> None:
     with service.running(tmp_path, NOBODY, tmp_path, cores={core}) as running:
         with grpc.insecure_channel(running.address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            answer = stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=20)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60)
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        tasks = list(Path(f"/proc/{running.pid}/task").iterdir())
-        assert all(os.sched_getaffinity(int(task.name)) == {core} for task in tasks)
+        assert set(cores_of_threads(running.pid)) == {frozenset({core})}
         assert running.cpu_s() > 0
     assert process_start_time(running.pid) is None
     with pytest.raises(OSError):
         running.cpu_s()
+
+
+def cores_of_threads(pid: int) -> Iterator[frozenset[int]]:
+    """Of those that do not end meanwhile."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            yield frozenset(os.sched_getaffinity(int(task.name)))
 
 
 def test_without_triton_it_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +90,7 @@ def test_a_child_ends_with_whoever_started_it(tmp_path: Path) -> None:
         child = int(parent.stdout.readline())
         assert process_start_time(child) is not None
         parent.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while process_start_time(child) is not None:
         assert time.monotonic() < deadline, "the child outlived its parent"
 

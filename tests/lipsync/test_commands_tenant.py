@@ -348,7 +348,7 @@ def test_an_interrupted_add_leaves_no_tenant(models: Path, source: Path, number:
         assert adding.stdout is not None
         assert adding.stdout.readline() == "building\n"
         adding.send_signal(number)
-        _, said = adding.communicate(timeout=30)
+        _, said = adding.communicate(timeout=120)
     assert adding.returncode == status
     assert "Traceback" not in said
     assert tenant_names(models) == ["anna"]

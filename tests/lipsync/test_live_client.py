@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +46,7 @@ class Session:
     def __init__(self, requests: Iterator[pb.SpeakRequest]) -> None:
         self._requests = requests
         self.heard = b""
+        self.arrived = list[tuple[int, float]]()  # samples heard, when
         self.interrupted = self.ended = self.closed = False
         self.start = next(requests).start
         self.epoch = 0
@@ -53,6 +56,7 @@ class Session:
         self.closed = request is None
         if request is not None:
             self.heard += request.audio.data
+            self.arrived.append((len(self.heard) // 2, time.monotonic()))
             self.interrupted |= request.HasField("interrupt")
             self.ended |= request.HasField("segment_end")
         return request
@@ -192,11 +196,15 @@ def test_an_interruption_stops_the_speech(service: tuple[str, Service], tmp_path
 
 
 def test_speech_is_sent_as_fast_as_it_is_spoken(service: tuple[str, Service], tmp_path: Path) -> None:
-    done = talk(service[0], f"{tmp_path}/frames/")
+    address, servicer = service
+    begin_s = time.monotonic()
+    done = talk(address, f"{tmp_path}/frames/")
     assert done.exit_code == 0, done.output
-    words = done.output.split("first speaking frame ")[1].split()
-    # The service answers once the speech has ended; the first piece goes out when it is spoken.
-    assert float(words[0]) >= len(SAMPLES) / RATE - 0.1
+    (session,) = servicer.sessions
+    assert session.heard == pcm16(SAMPLES)
+    # However late a piece comes, it never comes before it has been spoken.
+    assert all(samples / RATE <= at_s - begin_s for samples, at_s in session.arrived if samples)
+    assert re.search(r"^first speaking frame \d+\.\d\d s after the first speech was sent$", done.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

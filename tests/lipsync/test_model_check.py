@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from compositor.errors import InvalidInput, Status
+from lipsync import probe_child
 from lipsync.architecture import audio_encoder, do_nothing, do_nothing_encoder, unet
 from lipsync.graph_builder import GraphBuilder
 from lipsync.model_check import ProbeResult, inspect, inspect_encoder, load_dynamic, probe
 from lipsync.model_interface import AVATAR, ENCODER, AvatarModel, EncoderModel, Interface
+
+from ..integration.waiting import until
 
 MIB = 1 << 20
 
@@ -313,14 +316,17 @@ def is_alive(pid: int) -> bool:
 
 
 def test_the_whole_group_dies_with_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path, note = saved(tmp_path, do_nothing()), tmp_path / "pid"
+    path, note, wait = saved(tmp_path, do_nothing()), tmp_path / "pid", probe_child._wait
+
+    def wait_once_noted(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
+        until(lambda: note.exists() and note.read_text().endswith("\n"))
+        return wait(process, timeout_s)
+
+    monkeypatch.setattr(probe_child, "_wait", wait_once_noted)
     stand_in(monkeypatch, tmp_path, "sleep 300 &", f"echo $! > {note}", "wait")
-    assert "longer than 2 s" in refused(probe, path, 1, timeout_s=2.0)
+    assert "longer than 0.2 s" in refused(probe, path, 1, timeout_s=0.2)
     left = int(note.read_text())
-    ends_by = time.monotonic() + 10
-    while is_alive(left) and time.monotonic() < ends_by:
-        time.sleep(0.01)
-    assert not is_alive(left)
+    until(lambda: not is_alive(left))
 
 
 def test_the_child_sees_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

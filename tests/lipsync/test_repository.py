@@ -279,7 +279,7 @@ def test_of_two_adds_of_one_name_one_wins(models: Path, tmp_path: Path) -> None:
 
     def meet(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("model", 1):
-            together.wait(30)
+            together.wait(120)
 
     def one(name: str, source: Source) -> None:
         try:
@@ -296,7 +296,7 @@ def test_of_two_adds_of_one_name_one_wins(models: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     (winner,) = (name for name, outcome in outcomes.items() if outcome == "won")
     (loser,) = (name for name in outcomes if name != winner)
     assert re.match(r"'anna' exists already in .*; remove it first", outcomes[loser])
@@ -343,7 +343,7 @@ def full_disk(source: Source, base: Path, how: str, sizes: list[int], check_spac
     wrapper = can_mount() if how == "tmpfs" else ""
     request = json.dumps([how, str(base), sizes, check_space])
     with subprocess_run(FULL, source.model.parents[1], request, wrapper=wrapper) as process:
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=240)
     results: list[list[Any]] = json.loads(printed)
     return results
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ import pytest
 from compositor.errors import InvalidInput, LipsyncError, TritonUnavailable
 from lipsync import triton_install, triton_keeper, triton_processes, tritonserver
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 # Answers as tritonserver does, keeps its models in memory, and dies when asked to load `deadly`.
 FAKE_SERVER = """
 import json, os, re, sys
@@ -256,7 +258,7 @@ def test_end_session_spares_the_leader_and_others() -> None:
             assert leader.stdout is not None
             assert leader.stdout.readline() == b"up\n"
         assert len(triton_processes.session_members(leaders[0].pid)) == 1
-        triton_processes.end_session(leaders[0].pid)
+        triton_processes.end_session(leaders[0].pid, DEADLINE_S)
         assert triton_processes.session_members(leaders[0].pid) == []
         assert leaders[0].poll() is None
         assert len(triton_processes.session_members(leaders[1].pid)) == 1
@@ -302,7 +304,11 @@ def test_sweep_ends_stubs_that_outlived_their_keeper(tmp_path: Path, monkeypatch
 def test_logs_are_swept_once_nobody_has_them(tmp_path: Path) -> None:
     (path, ours), (left, theirs) = (triton_processes.new_log(tmp_path) for _ in range(2))
     os.write(ours, b"one\n")
-    keeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=ours)
+    code = "print(flush=True); input()"
+    keeper = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=ours)
+    assert keeper.stdout is not None
+    # Until it has begun its program, it has the other log, too.
+    keeper.stdout.readline()
     other = tmp_path / "other.log"
     other.touch()
     os.close(ours)
@@ -335,7 +341,7 @@ def kept(folder: Path, **changes: object) -> Iterator[tuple[subprocess.Popen[str
         server_id="the-id",
         log_path=str(folder / "log"),
         leftovers=[],
-        start_timeout_s=15.0,
+        start_timeout_s=DEADLINE_S,
         stop_grace_s=0.2,
     )
     keeper = subprocess.Popen(
@@ -407,6 +413,26 @@ def test_model_that_kills_the_server_is_left_out(tmp_path: Path) -> None:
         # The rest is not lost: the third server has it, and would have it again.
         load(port, "third")
         assert event(keeper, "resident")["names"] == ["harmless", "third"]
+
+
+class LateEnd(threading.Event):
+    """Of a server whose end is seen only after more than a poll's time."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is None or timeout > triton_keeper.POLL_S:
+            self.set()
+        return self.is_set()
+
+
+def test_model_that_kills_the_server_is_known_however_late_the_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(*_: object) -> None:
+        raise ConnectionResetError
+
+    keeper = object.__new__(triton_keeper.Keeper)
+    keeper.resident, keeper.loading = ["deadly", "harmless"], ""
+    monkeypatch.setattr(triton_keeper.Keeper, "_ask", reset)
+    keeper._track_resident(LateEnd())
+    assert keeper.loading == "deadly"
 
 
 def test_keeper_gives_up_at_once_when_the_first_start_fails(tmp_path: Path) -> None:
@@ -507,6 +533,8 @@ def test_lost_port_race_is_tried_again_with_other_ports(tmp_path: Path, monkeypa
         chosen.append((self.grpc, self.http, self.metrics))
         return next(answers)
 
+    ports = itertools.count(20_000)
+    monkeypatch.setattr(tritonserver, "_free_port", lambda _: next(ports))
     monkeypatch.setattr(tritonserver, "install", lambda *_: None)
     monkeypatch.setattr(tritonserver.EmbeddedTriton, "_launch", launch)
     tritonserver.EmbeddedTriton(tmp_path).start()

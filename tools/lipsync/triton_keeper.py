@@ -32,6 +32,8 @@ STEADY_S = 10.0
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 5.0
 LOAD_TIMEOUT_S = 300.0
+LATE_END_S = 10.0
+"""How long a server that broke a connection off may take to end."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -174,8 +176,8 @@ class Keeper:
             try:
                 self._ask("POST", f"/v2/repository/models/{name}/load", LOAD_TIMEOUT_S)
             except (OSError, http.client.HTTPException, ValueError) as fault:
-                time.sleep(POLL_S)
-                if stop.is_set():
+                # The connection goes before the process, whose end the other thread sees.
+                if stop.wait(POLL_S if isinstance(fault, ValueError) else LATE_END_S):
                     return
                 self._note(f"{name} could not be loaded again: {fault}")
             self.loading = ""

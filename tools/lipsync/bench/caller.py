@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ from .clocks import process_clock
 from .service import following, pin, stop
 
 Way: TypeAlias = Literal["composite", "generate"]
-_LONGEST_WARM_UP_S = 60.0
+_LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _speech(frames: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 
 async def take(side: Side, turn: Turn) -> Yield:
-    """One turn: the calls begin, and once each has given something the time runs."""
+    """One turn: the calls begin, and once each has given something the time runs, to the next frame at least."""
     came, over = [0] * turn.calls, asyncio.Event()
     call = side.composite if turn.way == "composite" else side.generate
 
@@ -157,13 +157,10 @@ async def take(side: Side, turn: Turn) -> Yield:
 
     tasks = [asyncio.create_task(caller(number)) for number in range(turn.calls)]
     try:
-        give_up = time.perf_counter() + _LONGEST_WARM_UP_S
-        while not all(came):
-            await _pause(tasks, 0.01)
-            if time.perf_counter() > give_up:
-                raise LipsyncError(f"no frame came of {turn.tenant} within {_LONGEST_WARM_UP_S:.0f} s")
+        await _until(tasks, lambda: all(came), turn.tenant)
         before, frames, begin = _cpu_s(turn.watched), sum(came), time.perf_counter()
         await _pause(tasks, turn.seconds)
+        await _until(tasks, lambda: sum(came) > frames, turn.tenant)
         wall_s, after = time.perf_counter() - begin, _cpu_s(turn.watched)
         return Yield(sum(came) - frames, wall_s, {name: after[name] - before[name] for name in after})
     finally:
@@ -171,6 +168,14 @@ async def take(side: Side, turn: Turn) -> Yield:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until(tasks: list[asyncio.Task[None]], reached: Callable[[], bool], tenant: str) -> None:
+    give_up = time.perf_counter() + _LONGEST_WAIT_S
+    while not reached():
+        await _pause(tasks, 0.01)
+        if time.perf_counter() > give_up:
+            raise LipsyncError(f"no frame came of {tenant} within {_LONGEST_WAIT_S:.0f} s")
 
 
 async def _pause(tasks: list[asyncio.Task[None]], seconds: float) -> None:

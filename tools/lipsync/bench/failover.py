@@ -52,7 +52,7 @@ class Sizes:
     before_s: float = 1.0
     """How long they are called before it is."""
     after_s: float = 2.5
-    """How long at least they are called afterwards; what is under way then goes on to its end."""
+    """How long at least they are called afterwards, once each or more; what is under way then goes on to its end."""
 
 
 QUICK = Sizes(kills=1, hangs=1, before_s=0.2, after_s=1.0)
@@ -162,23 +162,25 @@ async def _called(address: str, names: Sequence[str], lose: Callable[[], None], 
 
 async def call(side: Side, names: Sequence[str], lose: Callable[[], None], sizes: Sizes) -> list[Calls]:
     """Calls these tenants, side by side, while their Triton is lost. Raises LipsyncError where that cannot begin."""
-    over, calls = asyncio.Event(), [Calls(name) for name in names]
+    lost, over, calls = asyncio.Event(), asyncio.Event(), [Calls(name) for name in names]
     await asyncio.gather(*(_call_once(side, each) for each in calls))
     for each in calls:
         if each.failures:
             raise LipsyncError(f"a first call failed: {next(iter(each.failures))}")
-    callers = [asyncio.create_task(_call_until(side, each, over)) for each in calls]
+    callers = [asyncio.create_task(_call_until(side, each, lost, over)) for each in calls]
     await asyncio.sleep(sizes.before_s)
     lose()
+    lost.set()
     await asyncio.sleep(sizes.after_s)
     over.set()
     await asyncio.gather(*callers)
     return calls
 
 
-async def _call_until(side: Side, calls: Calls, over: asyncio.Event) -> None:
-    while not over.is_set():
-        due_s = time.monotonic() + _PERIOD_S
+async def _call_until(side: Side, calls: Calls, lost: asyncio.Event, over: asyncio.Event) -> None:
+    called_since = False
+    while not (over.is_set() and called_since):
+        due_s, called_since = time.monotonic() + _PERIOD_S, lost.is_set()
         await _call_once(side, calls)
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
     calls.ended_s = time.monotonic() if calls.failures else calls.answered_s[-1]

@@ -39,8 +39,9 @@ _LONGEST_S = 30.0
 
 @dataclass(frozen=True)
 class Turn:
-    """A session for each of `tenants`, watched for `seconds`. settle_s: over how long the viewers arrive, and how long
-    they watch before that counts. watched: pids by name, whose CPU is read meanwhile."""
+    """A session for each of `tenants`, watched for `seconds`, and until each has shown a picture. settle_s: over how
+    long the viewers arrive, and how long they watch before that counts. watched: pids by name, whose CPU is read
+    meanwhile."""
 
     tenants: Sequence[str]
     seconds: float
@@ -143,6 +144,11 @@ class Viewer:
         self._outgoing.put_nowait(self._wire.interrupt())
 
     @property
+    def seen_s(self) -> float:
+        """When the last picture came, of those that have come."""
+        return self.sight.arrivals[-1][0]
+
+    @property
     def moved_s(self) -> float | None:
         """When the first moving picture came."""
         return self.sight.first(lambda picture: picture.moving)
@@ -186,6 +192,7 @@ async def take(wire: Wire, turn: Turn) -> Seen:
         await _pause(tasks, turn.settle_s)
         before, begin_s = _cpu_s(turn.watched), time.perf_counter()
         await _pause(tasks, turn.seconds)
+        await _until(tasks, lambda: all(viewer.seen_s >= begin_s for viewer in viewers), "no picture came")
         after, end_s = _cpu_s(turn.watched), time.perf_counter()
         for viewer in viewers:
             await _pause(tasks, 0.01)

@@ -111,9 +111,13 @@ def following(module: str, *arguments: str) -> list[str]:
 def pin(pids: Iterable[int], cores: Iterable[int]) -> None:
     """Binds all threads of these processes to cores; what they start later inherits it."""
     for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(task.name), cores)
+        bound = set[int]()
+        # One that was not bound yet may have started others meanwhile.
+        while fresh := {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - bound:
+            for thread in fresh:
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread, cores)
+            bound |= fresh
 
 
 def triton_pids(triton: EmbeddedTriton) -> list[int]:
