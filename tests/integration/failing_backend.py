@@ -1,5 +1,6 @@
 """The project's backend, whose inferences fail as on a GPU that fell off its bus, or hang, for the models that the
-files `fails` and `hangs` beside it name, a line each; `*`: for all. Takes the backend's place in a test's folder."""
+files `fails` and `hangs` beside it name, a line each; `*`: for all. What has hung leaves a file `<model>.hung` there.
+Takes the backend's place in a test's folder."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ class TritonPythonModel(_backend.TritonPythonModel):  # type: ignore[name-define
 
     def execute(self, requests: list[Any]) -> list[Any]:
         while self._is_in("hangs"):
+            (HERE / f"{self.name}.hung").touch()
             time.sleep(0.01)
         if self._is_in("fails"):
             error = pb_utils.TritonError("onnxruntime execute failure: CUDA failure 999: unknown error ; GPU=0")

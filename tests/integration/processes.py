@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,18 @@ class Service:
     def said(self) -> str:
         return "".join(self.lines)
 
-    def says(self, words: str, times: int = 1) -> None:
-        """Waits for words in what it says, as often as each of its processes says them."""
-        until(lambda: self.said.count(words) >= times or self.process.poll() is not None, LONGEST_S)
-        assert self.said.count(words) >= times, self.said
+    def says(self, words: str) -> None:
+        """Waits for words in what it says."""
+        self._comes(lambda: words in self.said)
+
+    def serves(self, workers: int) -> None:
+        """Waits until so many of its processes serve: one that says so twice has said meanwhile that it does not."""
+        self._comes(lambda: self.said.count("ready to serve") - self.said.count("not ready: ") >= workers)
+
+    def _comes(self, condition: Callable[[], bool]) -> None:
+        # Not the end of the process, which may be seen before its last words are read.
+        until(lambda: condition() or not self._reader.is_alive(), LONGEST_S)
+        assert condition(), self.said
 
     @property
     def port(self) -> int:
@@ -127,10 +135,21 @@ def serving(settings: Path, *, wrapper: str = "", code: str = "", **environment:
         if workers == 1:
             service.says("the page is at")
         else:
-            service.says("ready to serve", workers)
+            service.serves(workers)
         yield service
     finally:
         service.close()
+
+
+def children(pid: int) -> set[int]:
+    """The processes that one started; none where it has ended meanwhile."""
+    found = set[int]()
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            # A thread may end meanwhile, and those beside it have children all the same.
+            with contextlib.suppress(OSError):
+                found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
 
 
 def descendants(pid: int) -> set[int]:
@@ -138,11 +157,9 @@ def descendants(pid: int) -> set[int]:
     found = set[int]()
     waiting = [pid]
     while waiting:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
-                children = {int(child) for child in (task / "children").read_text().split()}
-                found |= children
-                waiting += children
+        new = children(waiting.pop()) - found
+        found |= new
+        waiting += new
     return found
 
 
@@ -183,7 +200,7 @@ def watch(channel: grpc.Channel) -> Any:
 
 
 def ready(service: Service) -> None:
-    until(lambda: httpx.get(f"http://{service.http_address}/readyz").status_code == 200)
+    until(lambda: httpx.get(f"http://{service.http_address}/readyz", timeout=LONGEST_S).status_code == 200)
 
 
 def code_of(call: Any) -> str:

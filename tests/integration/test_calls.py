@@ -114,7 +114,7 @@ class Counts:
         self._before = self._now()
 
     def _now(self) -> dict[tuple[str, str], float]:
-        text = httpx.get(f"http://{self.address}/metrics").text
+        text = httpx.get(f"http://{self.address}/metrics", timeout=60).text
         found = re.findall(r'^lipsync_calls_total\{method="(.*)",status="(.*)"\} (.*)$', text, re.MULTILINE)
         return {(method, status): float(value) for method, status, value in found}
 
@@ -125,7 +125,10 @@ class Counts:
 
 @pytest.fixture
 def counts(stack: Stack) -> Counts:
-    return Counts(stack.service.http_address)
+    """From when the service is ready."""
+    address = stack.service.http_address
+    until(lambda: httpx.get(f"http://{address}/readyz", timeout=60).status_code == 200)
+    return Counts(address)
 
 
 def wav(samples: NDArray[np.float32]) -> bytes:
@@ -172,7 +175,7 @@ def test_grpc_calls_are_counted_and_named(stub: pb_grpc.LipsyncStub, counts: Cou
     until(lambda: counts.ended() == expected)
 
 
-@pytest.mark.parametrize(("timeout_s", "status"), [(60, "CANCELLED"), (0.5, "DEADLINE_EXCEEDED")])
+@pytest.mark.parametrize(("timeout_s", "status"), [(60, "CANCELLED"), (5, "DEADLINE_EXCEEDED")])
 def test_grpc_calls_whose_client_leaves_are_told_from_those_whose_time_is_up(
     stub: pb_grpc.LipsyncStub,
     counts: Counts,
@@ -189,14 +192,15 @@ def test_grpc_calls_whose_client_leaves_are_told_from_those_whose_time_is_up(
     wanted = pb.GenerateRequest(tenant="plain", speech=speech, output=raw)
     with caplog.at_level("INFO"):
         calls = [stub.Generate(wanted, timeout=timeout_s), stub.Speak(iter(requests.get, None), timeout=timeout_s)]
-        if status == "CANCELLED":
-            for call in calls:
-                next(call)
+        for call in calls:
+            next(call)  # the service has it
+            if status == "CANCELLED":
                 call.cancel()
         expected = {("Composite", "OK"): 1, ("Generate", status): 1, ("Speak", status): 1}
         until(lambda: counts.ended() == expected)
     requests.put(None)
-    lines = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    own = (record for record in caplog.records if not record.name.startswith("compositor.triton."))
+    lines = [record.getMessage() for record in own if record.levelname in ("WARNING", "ERROR")]
     told = [] if status == "CANCELLED" else [f"{method} failed: {status}" for method in ("Generate", "Speak")]
     assert sorted(lines) == told
 
@@ -317,6 +321,7 @@ def test_a_services_log_is_json_that_tells_of_calls_and_sessions_and_no_secret(l
         httpx.post(
             f"http://127.0.0.1:{http_port}/v1/tenants/nobody/speak",
             headers={"x-request-id": "post-1", "authorization": TOKEN},
+            timeout=60,
         )
     cookie = {"cookie": TOKEN, "authorization": TOKEN}
     with connect_now(f"ws://127.0.0.1:{http_port}/ws/plain", compression=None, additional_headers=cookie) as client:
@@ -330,8 +335,8 @@ def test_a_services_log_is_json_that_tells_of_calls_and_sessions_and_no_secret(l
     begin, end = (line for line in logged.of(session=session, level="info") if line["logger"].endswith("live"))
     assert begin.items() >= {"request": "speak-1", "tenant": "plain", "fps": 25, "picture": "frames"}.items()
     assert end.items() >= {"request": "speak-1", "reason": "OK", "dropped_audio": 0}.items()
-    assert end["pictures"]["speaking"] > 10
-    assert 0 <= end["most_late_s"] < 10
+    assert end["pictures"]["speaking"] + end["pictures"]["late"] > 10
+    assert 0 <= end["most_late_s"] < 60
     assert end["seconds"] > 1
     (failed,) = logged.of(request="forged-1")
     assert failed.items() >= {"method": "Composite", "level": "info", "status": "INVALID_ARGUMENT"}.items()
@@ -357,17 +362,31 @@ def test_a_request_that_is_cut_off_was_not_left_by_its_caller(
     service.start()
     url = f"http://{service.http_address}"
     answers: list[httpx.Response] = []
+    begun, stopped = threading.Event(), threading.Event()
 
     def post() -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            path, headers = f"{url}/v1/tenants/plain/speak?format={kind}", {"x-request-id": "cut-off"}
-            answers.append(httpx.post(path, content=wav(LONG), headers=headers, timeout=60))
+        path, headers = f"{url}/v1/tenants/plain/speak?format={kind}&fps=60", {"x-request-id": "cut-off"}
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            httpx.stream("POST", path, content=wav(LONG), headers=headers, timeout=60) as answer,
+        ):
+            begun.set()
+            # Read at once, it might be whole before the service stops.
+            stopped.wait(60)
+            answer.read()
+            answers.append(answer)
+
+    def is_under_way() -> bool:
+        """A video is made before its answer begins."""
+        metrics = httpx.get(f"{url}/metrics", timeout=60).text
+        return begun.is_set() if kind == "mjpeg" else 'seconds_count{stage="encode"} 0.0' not in metrics
 
     posting = threading.Thread(target=post)
     posting.start()
     with caplog.at_level("INFO"):
-        until(lambda: 'lipsync_stage_seconds_count{stage="encode"} 0.0' not in httpx.get(f"{url}/metrics").text)
+        until(is_under_way)
         service.stop()
+        stopped.set()
         posting.join()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if "failed" in record.getMessage()]
     assert lines == [("INFO", "HTTP speak failed: UNAVAILABLE: the service stops")]

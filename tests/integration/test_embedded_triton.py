@@ -28,7 +28,7 @@ from lipsync import triton_processes
 from lipsync.tritonserver import EmbeddedTriton
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 OWNER = """
 import os, sys, time
 from pathlib import Path
@@ -120,7 +120,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
     add_model(folder, "double")
     add_model(folder, "other")
-    add_model(folder, "patient", queue_delay_us=50_000)
+    # It need not wait for so long: 16 requests are enough.
+    add_model(folder, "patient", queue_delay_us=1_000_000)
     return folder
 
 
@@ -180,7 +181,7 @@ def test_starts_ready_with_nothing_loaded(shared_server: EmbeddedTriton, client:
 def test_listens_on_the_loopback_address_only(shared_server: EmbeddedTriton) -> None:
     for address in (shared_server.grpc, shared_server.http, shared_server.metrics):
         host, port = address.split(":")
-        with socket.create_connection((host, int(port)), timeout=5):
+        with socket.create_connection((host, int(port)), timeout=DEADLINE_S):
             pass
         with socket.socket() as probe:
             # Binding another loopback address works only where nobody listens on the wildcard.
@@ -209,9 +210,14 @@ def test_concurrent_requests_share_an_execution(client: triton.InferenceServerCl
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(160)))
-    statistics = client.get_inference_statistics("patient").model_stats[0]
-    assert statistics.inference_count == 160
-    assert statistics.inference_count / statistics.execution_count > 2
+
+    def counts() -> tuple[int, int]:
+        statistics = client.get_inference_statistics("patient").model_stats[0]
+        return statistics.inference_count, statistics.execution_count
+
+    # A request is counted only after it was answered.
+    eventually(lambda: counts()[0] == 160, "all are counted")
+    assert counts()[1] < 80
 
 
 def test_only_requested_outputs_are_sent(client: triton.InferenceServerClient) -> None:
@@ -228,12 +234,14 @@ def test_killed_server_comes_back_with_what_was_resident(
     addresses = (server.grpc, server.http, server.metrics)
     client.load_model("double")
     client.load_model("other")
+    # Else it may be looking at what is loaded now when the server dies.
+    eventually(lambda: server.resident == {"double", "other"}, "the keeper knows what is resident")
     client.unload_model("other")
-    eventually(lambda: server.resident == {"double"}, "the keeper knows what is resident")
+    eventually(lambda: server.resident == {"double"}, "the keeper knows what is left")
     first = server.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: server.restarts == 1 and server.pid not in (None, first), "another server is ready")
+    eventually(lambda: server.restarts > 0 and server.pid not in (None, first), "another server is ready")
     eventually(lambda: is_ready(client, "double"), "the resident model is loaded again")
     assert not is_ready(client, "other")
     assert (server.grpc, server.http, server.metrics) == addresses
@@ -287,6 +295,8 @@ def test_killed_keeper_takes_the_server_along(server: EmbeddedTriton, client: tr
     assert keeper_pid is not None
     os.kill(keeper_pid, signal.SIGKILL)
     eventually(lambda: not server.alive, "the owner notices")
+    # What it had open is closed a little before it is gone.
+    eventually(lambda: triton_processes.process_start_time(keeper_pid) is None, "the keeper is gone")
     assert trace_of(keeper_pid) == []
     assert server.pid is None
 
@@ -306,7 +316,9 @@ def test_next_start_sweeps_after_keeper_and_owner_were_killed(repository: Path) 
             path.write_bytes(b"\0" * 4096)
         try:
             with EmbeddedTriton(repository):
-                assert trace_of(keeper_pid) == []
+                assert regions(keeper_pid) == []
+                # The stub was killed, which takes a moment.
+                eventually(lambda: trace_of(keeper_pid) == [], "nothing left")
                 assert region.exists(), "a living owner's region stays"
         finally:
             region.unlink()

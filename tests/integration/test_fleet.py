@@ -7,16 +7,13 @@ import contextlib
 import itertools
 import os
 import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -27,94 +24,20 @@ from compositor.settings import Settings
 from compositor.triton import endpoint as endpoint_module
 from compositor.triton import placement as placement_module
 from compositor.triton.placement import ranked
-from lipsync import architecture
-from lipsync.preparation import Choices
-from lipsync.repository import Serving, add_encoder, add_tenant
-from lipsync.sources import open_source
 from lipsync.tritonserver import EmbeddedTriton
 
 from ..compositor.triton.kserve import Tensors, good, serving
-from ..conftest import ServiceThread, connect, silent, write_small_source
+from .demand import ONE, Demand, Several, allow_silence, make_folders, served
 from .processes import freeze
 from .waiting import until
 
-ONE = np.zeros((1, 32, 16, 16), np.float32)
 
-
-def ask(stub: Any, tenant: str, timeout_s: float = 60, frames: int = 1) -> list[bytes]:
-    request = pb.CompositeRequest(tenant=tenant, features=ONE.repeat(frames, 0).tobytes())
-    return [frame.data for frame in stub.Composite(request, timeout=timeout_s).frames]
-
-
-class Demand:
-    """Callers, one a tenant, that ask for one frame after the other."""
-
-    def __init__(self, service: ServiceThread, tenants: Sequence[str]) -> None:
-        self.answers = dict.fromkeys(tenants, 0)
-        self.wrong: list[str] = []
-        self._service = service
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(tenant,)) for tenant in tenants]
-
-    def _call(self, tenant: str) -> None:
-        try:
-            for stub in connect(self._service.address):
-                expected = ask(stub, tenant)
-                while not self._over.is_set():
-                    if ask(stub, tenant) != expected:
-                        self.wrong.append(f"{tenant}: another frame")
-                    self.answers[tenant] += 1
-        except grpc.RpcError as error:
-            self.wrong.append(f"{tenant}: {error}")
-
-    def __enter__(self) -> Demand:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def go_on(self, count: int = 20) -> None:
-        """Returns when every caller has had so many further answers; fails where one of them failed."""
-        before = dict(self.answers)
-        until(lambda: bool(self.wrong) or all(self.answers[each] >= before[each] + count for each in before))
-        assert not self.wrong
-
-
-class Three:
-    """Three real Tritons on one repository, and a service in front. `at`: the tenants at home on each, four on the
-    first, which is the victim, and one on each of the others."""
+class Three(Several):
+    """Three real Tritons, the first of which, home to four tenants, is the victim; one is at home on each of the
+    others."""
 
     def __init__(self, tritons: Sequence[EmbeddedTriton], repository: Path, sources: Path, **residency: float) -> None:
-        self.tritons = {triton.grpc: triton for triton in tritons}
-        names = [f"tenant-{number}" for number in range(200)]
-        self.at = {
-            endpoint: [name for name in names if ranked(name, list(self.tritons))[0] == endpoint][:most]
-            for endpoint, most in zip(self.tritons, (4, 1, 1), strict=True)
-        }
-        onnx.save(architecture.do_nothing_encoder(), sources / "encoder.onnx")
-        add_encoder(repository, "audio_encoder", sources / "encoder.onnx")
-        source = write_small_source(sources / "source", architecture.do_nothing(), frames=4)
-        for tenant in itertools.chain(*self.at.values()):
-            add_tenant(repository, tenant, open_source(source), Choices(), Serving(threads=1), silent)
-        self.service = ServiceThread(
-            Settings.model_validate(
-                {
-                    "model_repository": repository,
-                    "server": {"port": 0},
-                    "http": {"port": 0},
-                    "triton": {"endpoints": list(self.tritons)},
-                    "residency": {"min_resident_s": 1, "sweep_s": 0.2, **residency},
-                }
-            )
-        )
-
-    def stats(self) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"http://{self.service.http_address}/stats", timeout=60).json()
-        return answer
+        super().__init__(tritons, repository, sources, (4, 1, 1), **residency)
 
     def up(self) -> set[str]:
         return {each["endpoint"] for each in self.stats()["endpoints"] if each["up"]}
@@ -137,18 +60,20 @@ class Three:
 @pytest.fixture
 def three(tmp_path: Path, triton_home: Path, request: pytest.FixtureRequest) -> Iterator[Three]:
     """With what settings of residency the test asks for."""
-    repository, sources = tmp_path / "repository", tmp_path / "sources"
-    repository.mkdir()
-    sources.mkdir()
+    repository, sources = make_folders(tmp_path)
     with contextlib.ExitStack() as stack:
         tritons = [stack.enter_context(EmbeddedTriton(repository)) for _ in range(3)]
-        three = Three(tritons, repository, sources, **getattr(request, "param", {}))
-        three.service.start()
-        stack.callback(three.service.stop)
-        yield three
+        yield stack.enter_context(served(Three(tritons, repository, sources, **getattr(request, "param", {}))))
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is no sign of a server's being down."""
+    allow_silence(monkeypatch)
 
 
 @pytest.mark.triton
+@pytest.mark.usefixtures("silence")
 def test_a_killed_triton_costs_no_request_and_gets_its_tenants_back(three: Three) -> None:
     victim, triton = next(iter(three.tritons.items()))
     tenants = three.at[victim]
@@ -158,12 +83,13 @@ def test_a_killed_triton_costs_no_request_and_gets_its_tenants_back(three: Three
         assert triton.pid is not None
         os.kill(triton.pid, signal.SIGKILL)
         demand.go_on()
-        until(lambda: triton.restarts == 1)
+        until(lambda: triton.restarts > 0)
         until(lambda: three.all_at(victim, tenants))
         demand.go_on()
 
 
 @pytest.mark.triton
+@pytest.mark.usefixtures("silence")
 def test_the_tenants_of_a_triton_that_stays_away_live_elsewhere(three: Three) -> None:
     victim, triton = next(iter(three.tritons.items()))
     tenants = three.at[victim]
@@ -201,6 +127,7 @@ def test_a_triton_that_hangs_costs_no_request_and_gets_its_tenants_back(three: T
 
 
 @pytest.mark.triton
+@pytest.mark.usefixtures("silence")
 def test_all_tritons_killed_at_once_cost_no_request(three: Three) -> None:
     tenants = [tenants[0] for tenants in three.at.values()]
     with Demand(three.service, tenants) as demand:
@@ -210,11 +137,12 @@ def test_all_tritons_killed_at_once_cost_no_request(three: Three) -> None:
             os.kill(triton.pid, signal.SIGKILL)
         demand.go_on()
         # The first one that is back may have answered them all.
-        until(lambda: all(triton.restarts == 1 for triton in three.tritons.values()))
+        until(lambda: all(triton.restarts > 0 for triton in three.tritons.values()))
         demand.go_on()
 
 
 @pytest.mark.triton
+@pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("three", [{"max_models": 2, "headroom": 0}], indirect=True)
 def test_tenants_that_found_no_room_return_when_there_is_some(three: Three, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement_module, "CALM_S", 1.0)
@@ -237,7 +165,7 @@ async def service_of(
     repository: Path, endpoints: Sequence[str], residency: Mapping[str, Any] | None = None, **triton: Any
 ) -> AsyncIterator[pb_grpc.LipsyncStub]:
     """A service in this loop on servers that speak Triton's protocol, and a client of it."""
-    values = {"endpoints": list(endpoints), "slots": 2, "restart_wait_s": 0.2, **triton}
+    values = {"endpoints": list(endpoints), "slots": 2, "restart_wait_s": 30, **triton}
     settings = Settings.model_validate(
         {
             "model_repository": repository,
@@ -251,7 +179,7 @@ async def service_of(
         yield pb_grpc.LipsyncStub(channel)  # type: ignore[no-untyped-call]
 
 
-async def frames_of(stub: Any, tenant: str = "plain", timeout_s: float = 30, frames: int = 1) -> int:
+async def frames_of(stub: Any, tenant: str = "plain", timeout_s: float = 60, frames: int = 1) -> int:
     request = pb.CompositeRequest(tenant=tenant, features=ONE.repeat(frames, 0).tobytes())
     return len((await stub.Composite(request, timeout=timeout_s)).frames)
 
@@ -263,6 +191,7 @@ def with_mouth(mouth: NDArray[Any], finite: bool = True) -> Callable[[Any], Tens
 MOUTH = np.zeros((1, 3, 328, 328), np.uint8)
 
 
+@pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize(
     ("answer", "code", "words"),
     [
@@ -290,9 +219,12 @@ async def test_garbage_fails_its_own_request_and_leaves_nothing(
             assert (caught.value.code().name, words in str(caught.value.details())) == (code, True)
         kserve.answer = good
         assert await frames_of(stub, frames=8) == 8
-        assert len(asyncio.all_tasks()) <= len(before) + 2  # what serves the connection comes and goes
+        # What serves the connection comes and goes; so does a look at the server that is just under way.
+        while len(asyncio.all_tasks()) > len(before) + 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize(
     "garbage", [with_mouth(MOUTH.repeat(2, 0)), with_mouth(MOUTH, finite=False), lambda request: {}]
 )
@@ -314,8 +246,9 @@ async def test_a_deadline_holds_whatever_triton_does(repository: Path, monkeypat
     monkeypatch.setattr(endpoint_module, "LOOK_S", 30)
     async with serving(good) as kserve, service_of(repository, [kserve.endpoint], timeout_s=0.1) as stub:
         late, unknown = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE
-        # Before the load nothing is known of the server, which may be said before the deadline.
-        for loaded, codes in ((False, {late, unknown}), (True, {late})):
+        queued = grpc.StatusCode.RESOURCE_EXHAUSTED
+        # Before the load nothing is known of the server, which may be said before the client's clock ends it.
+        for loaded, codes in ((False, {late, unknown, queued}), (True, {late})):
             kserve.go.clear()
             begin_s = time.monotonic()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -335,8 +268,8 @@ async def test_a_server_that_accepts_and_never_answers_is_left(
         servers = {kserve.endpoint: kserve for kserve in (one, other)}
         async with service_of(repository, list(servers)) as stub:
             home, refuge = (servers[endpoint] for endpoint in ranked("plain", list(servers)))
-            assert await frames_of(stub) == 1
-            assert home.loaded["plain"]
+            while not home.loaded.get("plain"):  # on a busy machine it may seem to hang at first
+                assert await frames_of(stub) == 1
             home.go.clear()
             assert await asyncio.gather(*(frames_of(stub) for _ in range(6))) == [1] * 6
             assert refuge.loaded["plain"]
@@ -345,6 +278,7 @@ async def test_a_server_that_accepts_and_never_answers_is_left(
                 assert await frames_of(stub) == 1
 
 
+@pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("deaf", ["statistics", "index", "config", "register"])
 async def test_a_server_that_answers_pings_and_not_all_else_is_left_for_another(repository: Path, deaf: str) -> None:
     """It is not down; and its fault is not the caller's deadline."""
@@ -357,6 +291,7 @@ async def test_a_server_that_answers_pings_and_not_all_else_is_left_for_another(
             assert refuge.loaded["plain"]
 
 
+@pytest.mark.usefixtures("silence")
 async def test_the_only_server_is_asked_again_what_it_has_loaded(repository: Path) -> None:
     async with (
         serving(good) as kserve,
@@ -372,6 +307,7 @@ async def test_the_only_server_is_asked_again_what_it_has_loaded(repository: Pat
         assert await asking == 1
 
 
+@pytest.mark.usefixtures("silence")
 async def test_a_preloaded_tenant_has_its_encoder_at_home_and_nowhere_else(repository: Path) -> None:
     async with serving(good) as one, serving(good) as other:
         servers = {kserve.endpoint: kserve for kserve in (one, other)}
@@ -387,15 +323,20 @@ async def test_a_server_that_never_answers_and_has_no_other_beside_it_is_unavail
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint_module, "LOOK_S", 0.1)
-    async with serving(good) as kserve, service_of(repository, [kserve.endpoint]) as stub:
-        assert await frames_of(stub) == 1
+    async with serving(good) as kserve, service_of(repository, [kserve.endpoint], restart_wait_s=0.2) as stub:
+        await answered(stub)
         kserve.go.clear()
         for _ in range(2):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await frames_of(stub)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         kserve.go.set()
-        frames = 0
-        while not frames:
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                frames = await frames_of(stub)
+        await answered(stub)
+
+
+async def answered(stub: Any) -> None:
+    """Returns once a request was answered."""
+    frames = 0
+    while not frames:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            frames = await frames_of(stub)

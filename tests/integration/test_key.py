@@ -12,6 +12,7 @@ import pytest
 
 from compositor.proto import lipsync_v1_pb2 as pb
 from compositor.settings import Settings, TritonSettings
+from lipsync import tenant_list
 from lipsync.tenant_list import list_tenants
 from lipsync.tritonserver import EmbeddedTriton, TritonHome
 
@@ -77,8 +78,9 @@ def test_without_it(repository: Path, restricted: EmbeddedTriton, tmp_path: Path
 
 
 def test_what_is_loaded_is_told_to_who_has_the_key(
-    repository: Path, restricted: EmbeddedTriton, tmp_path: Path
+    repository: Path, restricted: EmbeddedTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tenant_list, "PATIENCE_S", 60.0)
     (tmp_path / "key").write_text(KEY)
     settings = TritonSettings(endpoints=(restricted.grpc,), key_file=tmp_path / "key")
     assert list_tenants(repository, settings)[1] == {}
