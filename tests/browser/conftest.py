@@ -38,6 +38,15 @@ FLAGS = [
     "--host-resolver-rules=MAP elsewhere.test 127.0.0.1",
 ]
 PATIENCE_MS = 60_000
+AT_SPEECH = """() => {
+    const canvas = document.querySelector("canvas");
+    const look = () => {
+        if (recorded.pictures.filter(({ changed }) => changed > 0).length < 5) return;
+        canvas.removeEventListener("drawn", look);
+        window.acted = ACT ?? null;
+    };
+    canvas.addEventListener("drawn", look);
+}"""
 
 
 def without_browser(reason: str) -> None:
@@ -102,6 +111,10 @@ class Visit:
     def wait_for_state(self, state: str) -> None:
         self.page.wait_for_selector(f"body[data-state={state}]")
 
+    def wait_for_passing(self, state: str) -> None:
+        """Waits until the page is in that state or was in it before."""
+        self.wait_for("state => recorded.states.includes(state)", state)
+
     def wait_for(self, condition: str, argument: Any = None) -> None:
         """Waits until a JavaScript function of `argument` says yes. `recorded` is what was written down."""
         self.page.wait_for_function(condition, arg=argument)
@@ -114,6 +127,15 @@ class Visit:
     def wait_for_speech(self, count: int = 5) -> None:
         """Waits until so many pictures in all had a moving mouth."""
         self.wait_for("count => recorded.pictures.filter(({ changed }) => changed > 0).length >= count", count)
+
+    def at_speech(self, act: str) -> None:
+        """Has the page itself do something in the midst of the speech to come, where a test might be too late: a
+        JavaScript expression, whose value `acted` gives."""
+        self.page.evaluate(AT_SPEECH.replace("ACT", act))
+
+    def acted(self) -> Any:
+        self.wait_for("() => window.acted !== undefined")
+        return self.page.evaluate("acted")
 
     @property
     def pictures(self) -> list[dict[str, Any]]:

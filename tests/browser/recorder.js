@@ -1,9 +1,9 @@
 /**
  * Installed into the page before it starts: writes down every picture that is drawn, compared with the tenant's prepared
- * frame of the same number, and every piece of sound, with the sound card's time.
+ * frame of the same number, every piece of sound, with the sound card's time, and every state that the page was in.
  */
 
-window.recorded = { pictures: [], sounds: [], prepared: {} };
+window.recorded = { pictures: [], sounds: [], states: [], prepared: {} };
 
 /** Gets the prepared frames of a tenant, for pictures to be compared with. */
 window.compareWith = async (tenant) => {
@@ -44,6 +44,8 @@ function visible(one, other, offset) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  const states = new MutationObserver(() => window.recorded.states.push(document.body.dataset.state));
+  states.observe(document.body, { attributes: true, attributeFilter: ["data-state"] });
   const canvas = document.querySelector("canvas");
   canvas?.addEventListener("drawn", ({ detail }) => {
     const prepared = window.recorded.prepared[detail.number];

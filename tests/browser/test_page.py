@@ -19,6 +19,7 @@ from compositor.settings import Settings
 from compositor.tenant import Tenant
 from compositor.transports.wire import Kind
 from tests.conftest import ServiceThread, Stack
+from tests.integration.waiting import until
 
 from .conftest import SPEECH, Message, Visit, wav
 
@@ -36,6 +37,11 @@ DROP = """([data, name]) => {
 
 def say(visit: Visit, name: str = "hello") -> None:
     visit.page.click(f"[data-speech='speech/{name}.wav']")
+
+
+def finished(visit: Visit) -> list[dict[str, Any]]:
+    """What the service said of each speech that it showed."""
+    return [json.loads(text) for text in visit.received if isinstance(text, str) and "playback_finished" in text]
 
 
 def heard(visit: Visit) -> list[Message]:
@@ -77,7 +83,7 @@ def test_idle_pictures_move_on_and_the_mouth_rests(visit: Visit) -> None:
 
 def test_the_mouth_moves_with_a_sentence_and_rests_after_it(visit: Visit, patches: list[Box]) -> None:
     say(visit)
-    visit.wait_for_state("speaking")
+    visit.wait_for_passing("speaking")
     visit.wait_for_speech(10)
     visit.wait_for_state("idle")
     visit.wait_for("() => recorded.pictures.at(-1).changed === 0")
@@ -90,52 +96,63 @@ def test_the_mouth_moves_with_a_sentence_and_rests_after_it(visit: Visit, patche
 def test_a_dropped_file_is_said_and_its_pauses_are_silent(visit: Visit, tone: Tone) -> None:
     pause = np.zeros(int(1.2 * 44_100), np.float32)
     speech = np.concatenate((tone(0.6, 44_100), pause, tone(0.6, 44_100)))
-    visit.page.evaluate(DROP, [base64.b64encode(wav(speech, 44_100)).decode(), "two words.wav"])
-    visit.wait_for_speech()
-    visit.wait_for_state("idle")
-    begin = next(
-        message.pts for message in visit.received if isinstance(message, Message) and message.kind is Kind.AUDIO
-    )
+    file = [base64.b64encode(wav(speech, 44_100)).decode(), "two words.wav"]
 
-    def moves(begin_s: float, end_s: float) -> list[bool]:
-        span = range(begin + int(begin_s * RATE), begin + int(end_s * RATE))
-        return [picture["changed"] > 0 for picture in visit.pictures if picture["pts"] in span]
+    def both_move() -> bool:
+        """Says the file; whether the mouth was seen to move with both words, and between."""
+        before = len(finished(visit)), len(heard(visit))
+        visit.page.evaluate(DROP, file)
+        while len(finished(visit)) == before[0]:
+            visit.wait_for_pictures(1)
+        visit.wait_for_pictures(20)
+        pieces = heard(visit)[before[1] :]
+        first, pause, second = (moves(visit, pieces, *span) for span in ((0, 0.6), (0.9, 1.6), (1.8, 2.4)))
+        # The mouth moves on for 160 ms, and takes 120 ms to come to rest.
+        assert not any(pause)
+        assert visit.page.is_hidden("#drop-hint")
+        return any(first) and bool(pause) and any(second)
 
-    assert any(moves(0, 0.6))
-    # The mouth moves on for 160 ms, and takes 120 ms to come to rest.
-    assert moves(0.9, 1.6)
-    assert not any(moves(0.9, 1.6))
-    assert any(moves(1.8, 2.4))
-    assert visit.page.is_hidden("#drop-hint")
+    until(both_move, 240)  # at once, unless the machine stands still
+
+
+def moves(visit: Visit, pieces: list[Message], begin_s: float, end_s: float) -> list[bool]:
+    """Whether the mouth moves in each picture that goes with a part of a speech, which came in these pieces."""
+    sizes = [len(piece.payload) // 2 for piece in pieces]
+    said = [sum(sizes[:number]) for number in range(len(pieces))]
+    span = {piece.pts for piece, at in zip(pieces, said, strict=True) if begin_s <= at / RATE < end_s}
+    return [picture["changed"] > 0 for picture in visit.pictures if picture["pts"] in span]
 
 
 def test_sound_and_picture_go_together(visit: Visit) -> None:
-    say(visit)
-    visit.wait_for_speech(40)
-    sounds = visit.sounds
-    due = {message.pts: sound["when"] + sound["latency"] for message, sound in zip(heard(visit), sounds, strict=False)}
-    skews = [picture["at"] - due[picture["pts"]] for picture in visit.pictures if picture["pts"] in due]
-    assert len(skews) > 20
-    assert abs(median(skews)) < 0.06
-    # One piece follows the other without a gap, unless the machine itself could not keep up, and never cuts into it.
-    gaps = [two["when"] - one["when"] - one["samples"] / RATE for one, two in pairwise(sounds)]
-    assert abs(median(gaps)) < 1e-6
-    assert all(gap > -1e-6 for sound, gap in zip(sounds, gaps, strict=False) if sound["loud"])
+    def together() -> bool:
+        """Says a sentence; whether most pictures are seen when their sound is heard, and most of that has no gap."""
+        before = len(finished(visit)), len(visit.sounds)
+        say(visit)
+        while len(finished(visit)) == before[0]:
+            visit.wait_for_pictures(1)
+        pieces, sounds = heard(visit)[before[1] :], visit.sounds[before[1] :]
+        due = {piece.pts: sound["when"] + sound["latency"] for piece, sound in zip(pieces, sounds, strict=False)}
+        skews = [picture["at"] - due[picture["pts"]] for picture in visit.pictures if picture["pts"] in due]
+        # One piece follows the other without a gap, unless the machine itself could not keep up, and never cuts into
+        # it.
+        gaps = [two["when"] - one["when"] - one["samples"] / RATE for one, two in pairwise(sounds)]
+        assert all(gap > -1e-6 for sound, gap in zip(sounds, gaps, strict=False) if sound["loud"])
+        return len(skews) > 20 and abs(median(skews)) < 0.06 and abs(median(gaps)) < 1e-6
+
+    until(together, 240)  # at once, unless the machine is busy
 
 
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stop_stops(visit: Visit, way: str) -> None:
-    say(visit)
-    visit.wait_for_speech()
     stop = (
         "document.getElementById('stop').click()"
         if way == "button"
         else ("document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true }))")
     )
     # In one task: nothing is drawn in between.
-    drawn, played, now = visit.page.evaluate(
-        f"() => {{ {stop}; return [recorded.pictures.length, recorded.sounds.length, soundContext.currentTime] }}"
-    )
+    visit.at_speech(f"({stop}, [recorded.pictures.length, recorded.sounds.length, soundContext.currentTime])")
+    say(visit)
+    drawn, played, now = visit.acted()
     visit.wait_for_state("idle")
     visit.wait_for("() => recorded.pictures.at(-1).epoch > 0 && recorded.pictures.at(-1).changed === 0")
     visit.wait_for_pictures(10)
@@ -146,9 +163,9 @@ def test_stop_stops(visit: Visit, way: str) -> None:
     sounds = visit.sounds
     assert len(sounds) == played
     assert all(sound["cut"] for sound in sounds if sound["when"] + sound["samples"] / RATE > now + 0.01)
-    finished = [json.loads(text) for text in visit.received if isinstance(text, str) and "playback_finished" in text]
-    assert [event["interrupted"] for event in finished] == [True]
-    assert 0 < finished[0]["position"] < 6 * RATE
+    (end,) = finished(visit)
+    assert end["interrupted"]
+    assert 0 < end["position"] < 6 * RATE
 
 
 def test_stop_at_rest_does_no_harm(visit: Visit) -> None:
@@ -160,9 +177,8 @@ def test_stop_at_rest_does_no_harm(visit: Visit) -> None:
 
 
 def test_a_sentence_replaces_the_one_that_is_being_said(visit: Visit) -> None:
+    visit.at_speech("document.querySelector(\"[data-speech='speech/numbers.wav']\").click()")
     say(visit)
-    visit.wait_for_speech()
-    say(visit, "numbers")
     visit.wait_for("() => recorded.pictures.some(({ epoch, changed }) => epoch === 1 && changed > 0)")
     visit.page.keyboard.press("Escape")
     visit.wait_for_state("idle")
@@ -170,7 +186,7 @@ def test_a_sentence_replaces_the_one_that_is_being_said(visit: Visit) -> None:
 
 def test_the_microphone_is_heard_while_space_is_held(visit: Visit) -> None:
     visit.page.keyboard.down(" ")
-    visit.wait_for_state("listening")
+    visit.wait_for_passing("listening")
     assert visit.page.get_attribute("#talk", "aria-pressed") == "true"
     assert visit.page.inner_text("#talk") == "Let go to end"
     visit.wait_for_speech(15)
@@ -187,16 +203,15 @@ def test_the_microphone_is_heard_while_space_is_held(visit: Visit) -> None:
 def test_the_button_is_held_while_talking(visit: Visit) -> None:
     visit.page.hover("#talk")
     visit.page.mouse.down()
-    visit.wait_for_state("listening")
+    visit.wait_for_passing("listening")
     visit.wait_for_speech()
     visit.page.mouse.up()
     visit.wait_for_state("idle")
 
 
 def test_talking_interrupts(visit: Visit) -> None:
+    visit.at_speech("document.body.dispatchEvent(new KeyboardEvent('keydown', { key: ' ', bubbles: true }))")
     say(visit)
-    visit.wait_for_speech()
-    visit.page.keyboard.down(" ")
     # More of them than fade after the interruption: the new speech.
     moving = "() => recorded.pictures.filter(({ epoch, changed }) => epoch === 1 && changed > 0).length > 15"
     visit.wait_for(moving)
@@ -206,7 +221,7 @@ def test_talking_interrupts(visit: Visit) -> None:
 
 def test_a_tap_on_the_button_begins_and_another_ends(visit: Visit) -> None:
     visit.page.dispatch_event("#talk", "click")  # as assistive technology does
-    visit.wait_for_state("listening")
+    visit.wait_for_passing("listening")
     assert visit.page.inner_text("#talk") == "Press to end"
     visit.wait_for_speech()
     visit.page.click("#talk")
@@ -245,7 +260,6 @@ def test_patches_make_the_same_pictures_of_less_data(visit: Visit, patches: list
     visit.page.check("#patches")
     visit.wait_for("() => document.getElementById('patches-hint').textContent.startsWith('Fetched 6 of 6')")
     visit.wait_for_state("idle")
-    del visit.received[:]
     visit.compare_with("avatar")
     say(visit)
     visit.wait_for_speech(10)
@@ -254,12 +268,14 @@ def test_patches_make_the_same_pictures_of_less_data(visit: Visit, patches: list
     pictures = visit.pictures
     assert all(inside(picture["box"], patches) for picture in pictures if picture["changed"])
     assert {picture["changed"] for picture in pictures if not picture["speaking"]} == {0}
-    seen = [message for message in visit.received if isinstance(message, Message) and message.kind != Kind.AUDIO]
+    started = [number for number, message in enumerate(visit.received) if "started" in str(message)[:20]]
+    later = visit.received[started[1] :]  # in the session with patches
+    seen = [message for message in later if isinstance(message, Message) and message.kind != Kind.AUDIO]
     assert {message.kind for message in seen} == {Kind.PATCH}
     assert median(len(message.payload) for message in seen) < median(whole) / 2
     visit.page.uncheck("#patches")
-    visit.wait_for_pictures(20)
-    assert isinstance(visit.received[-1], str) or visit.received[-1].kind is Kind.FRAME
+    while isinstance(last := visit.received[-1], str) or last.kind is not Kind.FRAME:
+        visit.wait_for_pictures(1)
 
 
 def test_patches_of_another_tenant_are_fetched_before_it_is_shown(visit: Visit) -> None:
@@ -315,9 +331,11 @@ def test_a_chosen_file_is_said(visit: Visit) -> None:
 def test_a_service_that_goes_and_comes_back(visits: Callable[..., Visit], stack: Stack) -> None:
     service = ServiceThread(stack.service.settings)
     service.start()
-    visit = visits(service.http_address, expected=("ERR_CONNECTION_REFUSED",))
-    visit.open()
-    service.stop()
+    visit = visits(service.http_address, expected=("ERR_CONNECTION_", "ERR_EMPTY_RESPONSE"))
+    try:
+        visit.open()
+    finally:
+        service.stop()
     visit.wait_for_state("lost")
     assert visit.page.is_disabled("#talk")
     assert visit.page.is_disabled("#stop")
@@ -354,11 +372,10 @@ def test_a_tenant_that_is_gone_is_told_in_the_services_words(visits: Callable[..
 def test_a_service_that_is_full_is_asked_again(visits: Callable[..., Visit]) -> None:
     visit = visits()
     error = {"message": "128 sessions are live already", "retry_after_s": 0.2}
-    asked = []
+    seen = False
 
     def refuse(socket: WebSocketRoute) -> None:
-        asked.append(socket.url)
-        if len(asked) == 1:
+        if not seen:
             socket.on_message(lambda message: None)
             socket.send(json.dumps({"type": "error", "error": error}))
             socket.close(code=4429, reason="OVERLOADED")
@@ -369,6 +386,7 @@ def test_a_service_that_is_full_is_asked_again(visits: Callable[..., Visit]) -> 
     visit.page.goto(f"http://{visit.address}/")
     visit.wait_for("() => document.getElementById('notice-text').textContent !== ''")
     assert visit.page.text_content("#notice-text") == "128 sessions are live already. Trying again."
+    seen = True
     visit.wait_for_state("idle")
     assert visit.notice == ""
 

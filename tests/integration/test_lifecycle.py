@@ -53,7 +53,9 @@ def start(stack: Stack, tmp_path: Path) -> Start:
     """Starts a service of its own on the shared Triton, with settings of the section `server`."""
 
     def begin(**server: Any) -> contextlib.AbstractContextManager[Service]:
-        settings = write_settings(tmp_path, stack.repository, stack.triton.grpc, server={"port": 0, **server})
+        # Who connects and says nothing waits for the stop, however long a busy machine takes to it.
+        patient = {"start_timeout_s": 600}
+        settings = write_settings(tmp_path, stack.repository, stack.triton.grpc, server=server, live=patient)
         return serving(settings)
 
     return begin
@@ -76,7 +78,8 @@ def test_health_says_so_first_and_calls_under_way_finish(start: Start) -> None:
         speaking = generate(stub)
         answers = [next(speaking)]
         address = service.address
-        with httpx.stream("POST", f"http://{service.http_address}/v1/tenants/avatar/speak", content=WAV) as posted:
+        url = f"http://{service.http_address}/v1/tenants/avatar/speak"
+        with httpx.stream("POST", url, content=WAV, timeout=60) as posted:
             parts = posted.iter_raw()
             body = next(parts)
             service.process.send_signal(signal.SIGTERM)
@@ -92,7 +95,7 @@ def test_health_says_so_first_and_calls_under_way_finish(start: Start) -> None:
         assert "cut off" not in service.said
         with grpc.insecure_channel(address) as late:
             with pytest.raises(grpc.RpcError) as caught:
-                health_pb2_grpc.HealthStub(late).Check(health_pb2.HealthCheckRequest(), timeout=5)
+                health_pb2_grpc.HealthStub(late).Check(health_pb2.HealthCheckRequest(), timeout=60)
             refused: Any = caught.value
             assert refused.code() is grpc.StatusCode.UNAVAILABLE
 
@@ -104,9 +107,9 @@ def test_a_load_balancer_gets_time_to_notice(start: Start) -> None:
         ready(service)
         service.process.send_signal(signal.SIGTERM)
         assert next(states).status == NOT_SERVING
-        answer = httpx.get(f"http://{service.http_address}/readyz")
+        answer = httpx.get(f"http://{service.http_address}/readyz", timeout=60)
         assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "STOPPING")
-        assert httpx.get(f"http://{service.http_address}/healthz").status_code == 200
+        assert httpx.get(f"http://{service.http_address}/healthz", timeout=60).status_code == 200
         assert sum(answer.WhichOneof("event") == "frame" for answer in generate(stub)) == FRAMES
         service.process.send_signal(signal.SIGTERM)
         ended(service)
@@ -157,8 +160,9 @@ def test_a_signal_while_libraries_are_loaded_ends_it_at_once(tmp_path: Path) -> 
 def test_speech_is_shown_to_its_end_and_idle_sessions_end_at_once(start: Start, workers: int, told: str) -> None:
     """Told once, or as systemd does it: each of its processes, in any order of arrival."""
     with start(drain_s=60, workers=workers) as service, client(service) as (_, stub):
-        viewers: list[Viewer] = [Caller(stub, b""), Caller(stub, SPEECH), Guest(service, b""), Guest(service, SPEECH)]
-        for viewer in viewers:
+        speaking: list[Viewer] = [Caller(stub, SPEECH, whole=False), Guest(service, SPEECH, whole=False)]
+        idle: list[Viewer] = [Caller(stub, b""), Guest(service, b"")]
+        for viewer in (*speaking, *idle):
             viewer.start()
         with connect(f"ws://{service.http_address}/ws/avatar") as silent:
             started = descendants(service.process.pid)
@@ -169,32 +173,34 @@ def test_speech_is_shown_to_its_end_and_idle_sessions_end_at_once(start: Start, 
             for pid in started if told != "once" else ():
                 with contextlib.suppress(ProcessLookupError):  # it had only idle sessions
                     os.kill(pid, signal.SIGTERM)
-            for viewer in (viewers[0], viewers[2]):
+            for viewer in idle:
                 viewer.join()
             assert service.process.poll() is None, "the others speak"
             with pytest.raises(ConnectionClosed):
                 silent.recv()
             assert silent.close_code == 1001
-        for viewer in viewers:
+        for viewer in speaking:
+            until(lambda viewer=viewer: len(viewer.of("frame")) > 10)  # type: ignore[misc]
+            viewer.finish()
+        for viewer in speaking:
             viewer.join()
         ended(service)
         assert "cut off" not in service.said
         assert not any(alive(pid) for pid in started)
-    assert tuple(viewer.ending for viewer in viewers) == (GOODBYES[0],) * 2 + (GOODBYES[1],) * 2
-    for viewer in viewers:
+    assert tuple(viewer.ending for viewer in (*speaking, *idle)) == GOODBYES * 2
+    for viewer in (*speaking, *idle):
         assert all(picture.shape == (360, 640, 3) for picture in pictures(viewer))
-    for viewer in (viewers[1], viewers[3]):
+    for viewer in speaking:
         assert finished(viewer) == (len(SPEECH) // 2, False)
         # A viewer that is held up for half a second misses speech; the tests of `Live` count exactly.
         assert 0 < heard(viewer) <= len(SPEECH)
-        assert len(pictures(viewer)) > 10
 
 
 @pytest.mark.parametrize("how", ["grace", "second signal"])
 def test_speech_that_does_not_end_in_time_is_accounted_for(start: Start, how: str) -> None:
     """A sentence of which no more comes; its viewers hear how much was shown."""
     with start(drain_s=0.3 if how == "grace" else 600) as service, client(service) as (_, stub):
-        viewers: list[Viewer] = [Caller(stub, SPEECH * 4, whole=False), Guest(service, SPEECH * 4)]
+        viewers: list[Viewer] = [Caller(stub, SPEECH * 4, whole=False), Guest(service, SPEECH * 4, whole=False)]
         for viewer in viewers:
             viewer.start()
         service.process.send_signal(signal.SIGTERM)
@@ -230,7 +236,13 @@ def frozen(stack: Stack, triton_home: Path) -> Iterator[EmbeddedTriton]:
 @contextlib.contextmanager
 def loading(settings: Path, triton: EmbeddedTriton) -> Iterator[tuple[Service, Future[str]]]:
     """A service, and what becomes of a call to it: Triton hangs as it loads the call's model."""
-    with serving(settings) as service, client(service) as (channel, stub), ThreadPoolExecutor(1) as pool:
+    # The call waits for Triton as long as a busy machine takes to do what it does meanwhile.
+    variables = {"LIPSYNC_TRITON__RESTART_WAIT_S": "600"}
+    with (
+        serving(settings, **variables) as service,
+        client(service) as (channel, stub),
+        ThreadPoolExecutor(1) as pool,
+    ):
         watch(channel)
         assert triton.pid is not None
         freeze(triton.pid)
@@ -282,7 +294,7 @@ def test_a_triton_that_hangs_from_the_start_holds_nobody(frozen: EmbeddedTriton,
 
 def under_way(service: Service) -> int:
     """How many models were asked for that are not loaded, of all workers."""
-    text = httpx.get(f"http://{service.http_address}/metrics").text
+    text = httpx.get(f"http://{service.http_address}/metrics", timeout=60).text
     lines = [line for line in text.splitlines() if line.startswith("lipsync_model_misses_total{")]
     return sum(float(line.split()[-1]) > 0 for line in lines)
 
@@ -294,8 +306,9 @@ def test_who_reads_nothing_is_cut_off(start: Start) -> None:
         ready(service)
         stalled = generate(stub, wav=long)
         next(stalled)
+        url = f"http://{service.http_address}/v1/tenants/avatar/speak"
         with (
-            httpx.stream("POST", f"http://{service.http_address}/v1/tenants/avatar/speak", content=long) as posted,
+            httpx.stream("POST", url, content=long, timeout=60) as posted,
             connect(f"ws://{service.http_address}/ws/avatar", compression=None, max_queue=1, close_timeout=0) as socket,
         ):
             parts = posted.iter_raw()
@@ -313,5 +326,5 @@ def test_who_reads_nothing_is_cut_off(start: Start) -> None:
 
 def missed(service: Service) -> int:
     """Pictures that the one session's viewer did not take."""
-    sessions = httpx.get(f"http://{service.http_address}/stats").json()["sessions"]
+    sessions = httpx.get(f"http://{service.http_address}/stats", timeout=60).json()["sessions"]
     return sum(session["dropped"] for session in sessions)

@@ -82,6 +82,8 @@ def crowded(tmp_path_factory: pytest.TempPathFactory, triton_home: Path) -> Iter
                 "server": {"port": 0},
                 "http": {"port": 0},
                 "triton": {"endpoints": triton.grpc},
+                # Else a machine that is busy with something else would have sessions refused.
+                "live": {"max_late": 1},
                 "residency": {"max_models": 2, "min_resident_s": 0, "failed_s": 0},
             }
         )
@@ -111,7 +113,7 @@ def converse(stack: Stack, tenant: str) -> Account:
 @pytest.mark.timeout(300)
 def test_every_query_has_an_answer(crowded: Stack, watched: Prometheus) -> None:
     queries = [*dashboard_queries(), *rule_queries()]
-    with urllib.request.urlopen(f"http://{crowded.triton.metrics}/metrics", timeout=10) as page:
+    with urllib.request.urlopen(f"http://{crowded.triton.metrics}/metrics", timeout=60) as page:
         if b"\nnv_gpu_" not in page.read():
             queries = [query for query in queries if not about_gpus(query)]
 
@@ -125,9 +127,15 @@ def test_every_query_has_an_answer(crowded: Stack, watched: Prometheus) -> None:
             converse(crowded, "broken")
         missing = watched.unanswered(missing)
     assert missing == []
-    timed = watched.ask("query", query="sum by (stage) (lipsync_stage_seconds_count) > 0")["result"]
-    assert {each["metric"]["stage"] for each in timed} == set(STAGES)
-    assert watched.scraped() == {"compositor", "triton"}
+    # A scrape may lie before what the last session did, or meet a machine that stands still.
+    until(lambda: timed(watched) == set(STAGES))
+    until(lambda: watched.scraped() == {"compositor", "triton"})
+
+
+def timed(watched: Prometheus) -> set[str]:
+    """The stages that took time."""
+    found = watched.ask("query", query="sum by (stage) (lipsync_stage_seconds_count) > 0")["result"]
+    return {each["metric"]["stage"] for each in found}
 
 
 @pytest.mark.triton

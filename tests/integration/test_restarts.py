@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import grpc
@@ -47,21 +48,22 @@ pytestmark = [pytest.mark.triton, pytest.mark.timeout(180)]
 RESTARTS = 100
 
 
-def left() -> dict[str, object]:
+def left() -> dict[str, Counter[object]]:
     """What this process, or one that was killed, could have left behind."""
     gc.collect()
     return {
-        "threads": sorted(thread.name for thread in threading.enumerate()),
-        "files": sorted(filter(None, map(opened, Path("/proc/self/fd").iterdir()))),
-        "processes": sorted(descendants(os.getpid())),
-        "shared memory": orphans(),
-        "temporary": sorted(path.name for path in Path(tempfile.gettempdir()).iterdir()),
+        "threads": Counter(thread.name for thread in threading.enumerate()),
+        "files": Counter(filter(None, map(opened, Path("/proc/self/fd").iterdir()))),
+        "processes": Counter(descendants(os.getpid())),
+        "shared memory": Counter(orphans()),
+        "temporary": Counter(path.name for path in Path(tempfile.gettempdir()).iterdir()),
     }
 
 
-def settled(found: dict[str, object]) -> dict[str, object]:
-    """The same twice: the tests' own service, in this process too, opens and closes files all the time."""
-    return found if found == (again := left()) else settled(again)
+def more(now: dict[str, Counter[object]], before: dict[str, Counter[object]]) -> dict[str, Counter[object]]:
+    """What was not there before. What is gone since belonged to others: earlier tests, and the tests' own service,
+    which is in this process too and opens and closes files all the time."""
+    return {kind: new for kind in now if (new := now[kind] - before[kind])}
 
 
 def opened(path: Path) -> str:
@@ -89,7 +91,7 @@ async def visit(settings: Settings) -> set[str]:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         async with (
             grpc.aio.insecure_channel(f"127.0.0.1:{service.port}", options=options) as channel,
-            httpx.AsyncClient() as http,
+            httpx.AsyncClient(timeout=60) as http,
         ):
             speech = pb.Speech(data=SPEECH[: RATE // 5], encoding=pb.Speech.PCM16, sample_rate=RATE)
             stub = pb_grpc.LipsyncStub(channel)  # type: ignore[no-untyped-call]
@@ -103,14 +105,14 @@ def test_a_hundred_restarts_leave_nothing(stack: Stack, tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     settings = stack.service.settings.with_ports(0, 0)
     asyncio.run(visit(settings))
-    before, mapped = settled(left()), regions(stack.triton)
+    before, mapped = left(), regions(stack.triton)
     for _ in range(RESTARTS):
         assert asyncio.run(visit(settings)) == set()
-    give_up = time.monotonic() + 20
-    while (found := settled(left())) != before and time.monotonic() < give_up:
+    give_up = time.monotonic() + 60
+    while (found := more(left(), before)) and time.monotonic() < give_up:
         pass
-    assert found == before
-    assert regions(stack.triton) == mapped
+    assert not found
+    assert set(regions(stack.triton)) <= set(mapped)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -120,12 +122,13 @@ def test_what_a_kill_leaves_the_next_start_takes_away(stack: Stack, tmp_path: Pa
     folder.mkdir()
     server = {"workers": workers, "drain_s": 0.5}
     settings = write_settings(tmp_path, stack.repository, stack.triton.grpc, server=server)
-    kept = set(regions(stack.triton))
+    kept, ours = set(regions(stack.triton)), set[str]()
     for _ in range(2):
         with serving(settings, TMPDIR=str(folder)) as service, client(service) as (_, stub):
             ready(service)
             assert code_of(generate(stub)) == "OK"
-            assert len(set(regions(stack.triton)) - kept) == 1, "those before it are gone"
+            (region,) = set(regions(stack.triton)) - kept  # those before it are gone
+            ours.add(region)
             film = threading.Thread(target=post_film, args=(service,))
             film.start()
             until(lambda: bool(list(folder.glob("lipsync-scratch-*/speech*"))))
@@ -142,7 +145,7 @@ def test_what_a_kill_leaves_the_next_start_takes_away(stack: Stack, tmp_path: Pa
         assert len(list(folder.glob("lipsync-scratch-*"))) == (workers > 1)
         assert service.stop() == 0
     assert set(regions(stack.triton)) == kept
-    assert not orphans()
+    assert not [name for name in ours if Path("/dev/shm", name.replace("region", "lock")).exists()]
     assert not list(folder.glob("lipsync-scratch-*"))
 
 
@@ -216,7 +219,7 @@ def test_up_ends_well_although_it_is_told_again(stack: Stack) -> None:
             process.terminate()
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
-            assert not any(alive(pid) for pid in started)
+            until(lambda: not any(alive(pid) for pid in started))
         finally:
             process.kill()
 

@@ -253,17 +253,21 @@ def test_churn_at_the_edge_of_the_budget_harms_nobody(services: Sequence[Process
         witness = stack.enter_context(Witness(server.grpc))
         callers = [stack.enter_context(Guest(service, seed)) for seed, service in enumerate(services)]
         until(lambda: all(caller.visits >= 15 for caller in callers), 240)
+        # Whom they visit when, and so how many leave, depends on the machine.
+        until(lambda: counted(services, "load_seconds") > 10 and counted(services, "eviction_age_seconds") > 5)
         # The sessions say nothing: what is used is kept in use.
         until(lambda: all(uses >= 5 for uses in witness.uses.values()) and witness.looks > 100)
     assert [caller.wrong for caller in callers] == [[], []]
     assert not witness.wrong
     assert witness.most <= MAX_MODELS
-    loads = sum(service.metric("lipsync_model_load_seconds_count") for service in services)
-    evictions = sum(service.metric("lipsync_model_eviction_age_seconds_count") for service in services)
-    assert loads > 10
-    assert evictions > 5
     # How many depends on the machine; each is one that the other compositor took away.
-    assert sum(service.metric("lipsync_model_lost_races_total") for service in services) <= evictions
+    lost = sum(service.metric("lipsync_model_lost_races_total") for service in services)
+    assert lost <= counted(services, "eviction_age_seconds")
+
+
+def counted(services: Sequence[Process], name: str) -> float:
+    """How often that was measured of a model."""
+    return sum(service.metric(f"lipsync_model_{name}_count") for service in services)
 
 
 def test_a_model_that_another_compositor_unloaded_is_loaded_again_and_counted(

@@ -74,6 +74,12 @@ class Traced(EmbeddedTriton):
         return [*super()._command(home, server_id), *(f"--trace-config={each}" for each in chosen)]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No span is lost where a busy machine, and with it the collector, stands still for some seconds."""
+    monkeypatch.setattr("compositor.telemetry._EXPORT_S", 60)
+
+
 @pytest.fixture(scope="module")
 def tritons() -> Iterator[TritonsSpans]:
     spans = TritonsSpans()

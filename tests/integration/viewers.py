@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import queue
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -39,6 +39,10 @@ class Viewer:
         self._thread.join(60)
         assert not self._thread.is_alive()
 
+    def finish(self) -> None:
+        """The speech is whole: its session may end once it is shown."""
+        raise NotImplementedError
+
     def _run(self) -> None:
         raise NotImplementedError
 
@@ -58,69 +62,64 @@ class Caller(Viewer):
 
     def __init__(self, stub: pb_grpc.LipsyncStub, speech: bytes, *, whole: bool = True) -> None:
         super().__init__()
-        self._stub, self._speech, self._whole = stub, speech, whole
+        self._stub = stub
         self.waits_for = "audio" if speech else "frame"
-        self._acks: list[int] = []
-        self._news = threading.Condition()
-        self._over = False
+        self._requests = queue.SimpleQueue[pb.SpeakRequest | None]()
+        self._requests.put(pb.SpeakRequest(start=pb.SpeakRequest.Start(tenant="avatar", sample_rate=RATE)))
+        if speech:
+            self._requests.put(pb.SpeakRequest(audio=pb.SpeakRequest.Audio(data=speech)))
+            if whole:
+                self.finish()
 
-    def _requests(self) -> Iterator[pb.SpeakRequest]:
-        yield pb.SpeakRequest(start=pb.SpeakRequest.Start(tenant="avatar", sample_rate=RATE))
-        if self._speech:
-            yield pb.SpeakRequest(audio=pb.SpeakRequest.Audio(data=self._speech))
-            if self._whole:
-                yield pb.SpeakRequest(segment_end=pb.SpeakRequest.SegmentEnd())
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._acks or self._over)
-                if self._over:
-                    return
-                pts = self._acks.pop()
-            yield pb.SpeakRequest(ack=pb.SpeakRequest.Ack(pts=pts))
+    def finish(self) -> None:
+        self._requests.put(pb.SpeakRequest(segment_end=pb.SpeakRequest.SegmentEnd()))
 
     def _run(self) -> None:
-        call = self._stub.Speak(self._requests(), timeout=120)
+        call = self._stub.Speak(iter(self._requests.get, None), timeout=120)
         try:
             for response in call:
                 kind = response.WhichOneof("event")
                 self.took(kind, getattr(response, kind))
                 if kind == "frame":
-                    with self._news:
-                        self._acks = [response.frame.pts]
-                        self._news.notify()
+                    self._requests.put(pb.SpeakRequest(ack=pb.SpeakRequest.Ack(pts=response.frame.pts)))
             self.ending = "OK"
         except grpc.RpcError as error:
             found: Any = error
             self.ending = f"{found.code().name}: {found.details()}"
-        with self._news:
-            self._over = True
-            self._news.notify()
+        self._requests.put(None)
 
 
 class Guest(Viewer):
     """By WebSocket."""
 
-    def __init__(self, service: Service, speech: bytes) -> None:
+    def __init__(self, service: Service, speech: bytes, *, whole: bool = True) -> None:
         super().__init__()
-        self._url, self._speech = f"ws://{service.http_address}/ws/avatar", speech
+        self._url, self._speech, self._whole = f"ws://{service.http_address}/ws/avatar", speech, whole
         self.waits_for = "audio" if speech else "frame"
+        self._socket: ClientConnection
+
+    def finish(self) -> None:
+        self._socket.send('{"type":"segment_end"}')
 
     def _run(self) -> None:
-        with connect(self._url, compression=None, max_size=None) as socket:
-            socket.send(json.dumps({"type": "start", "sample_rate": RATE, "binary": False}))
+        with connect(self._url, compression=None, max_size=None) as self._socket:
+            self._socket.send(json.dumps({"type": "start", "sample_rate": RATE, "binary": False}))
             if self._speech:
-                socket.send(b"\1\1" + bytes(14) + len(self._speech).to_bytes(4, "little") + self._speech)
-                socket.send('{"type":"segment_end"}')
+                self._socket.send(b"\1\1" + bytes(14) + len(self._speech).to_bytes(4, "little") + self._speech)
+                if self._whole:
+                    self.finish()
             with contextlib.suppress(ConnectionClosed):
                 while True:
-                    self._take(socket)
-            self.ending = f"{socket.close_code}: {socket.close_reason}"
+                    self._take()
+            self.ending = f"{self._socket.close_code}: {self._socket.close_reason}"
 
-    def _take(self, socket: ClientConnection) -> None:
-        event = json.loads(socket.recv())
+    def _take(self) -> None:
+        event = json.loads(self._socket.recv())
         self.took(event["type"], event)
         if event["type"] == "frame":
-            socket.send(json.dumps({"type": "ack", "pts": event["pts"]}))
+            # Where the close has come already, what came before it is still to be read.
+            with contextlib.suppress(ConnectionClosed):
+                self._socket.send(json.dumps({"type": "ack", "pts": event["pts"]}))
 
 
 GOODBYES = ("UNAVAILABLE: the service stops", "1001: the service stops")
