@@ -45,7 +45,8 @@ function visible(one, other, offset) {
 
 document.addEventListener("DOMContentLoaded", () => {
   const states = new MutationObserver(() => window.recorded.states.push(document.body.dataset.state));
-  states.observe(document.body, { attributes: true, attributeFilter: ["data-state"] });
+  // Not its body: a page without one has no states.
+  states.observe(document, { attributes: true, subtree: true, attributeFilter: ["data-state"] });
   const canvas = document.querySelector("canvas");
   canvas?.addEventListener("drawn", ({ detail }) => {
     const prepared = window.recorded.prepared[detail.number];

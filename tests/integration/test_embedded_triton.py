@@ -253,15 +253,23 @@ def test_killed_server_comes_back_with_what_was_resident(
 def test_stop_leaves_nothing(repository: Path) -> None:
     server = EmbeddedTriton(repository)
     server.start()
+    before = backend_folders()
     with triton.InferenceServerClient(server.grpc) as client:
         client.load_model("double")
+    made = backend_folders() - before
     keeper_pid = server.keeper_pid
     assert keeper_pid is not None
     assert len(trace_of(keeper_pid)) >= 4, "keeper, server, stub, region"
     server.stop()
     assert trace_of(keeper_pid) == []
+    assert made - backend_folders(), "of those of all Tritons on this machine, its own is gone"
     assert server.pid is None
     server.stop()
+
+
+def backend_folders() -> set[Path]:
+    """What the Python backends of this machine's Tritons have made, and remove at an orderly end."""
+    return set(Path("/tmp").glob("python_env_*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
