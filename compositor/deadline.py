@@ -1,4 +1,7 @@
-"""The time that a caller gives: one object, made at the door, that travels down to Triton."""
+"""The time that a caller gives: one object, made at the door, that travels down to the connection to Triton.
+
+Triton itself is not told: an inference whose time is over is answered all the same (`triton/channel.py`).
+"""
 
 from __future__ import annotations
 

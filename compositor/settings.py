@@ -123,7 +123,10 @@ class TritonSettings(Section):
         description="auto: mouths come back through system shared memory where Triton can map it; off: as tensors.",
     )
     slots: int = Field(
-        16, ge=1, le=256, description="Requests in flight to Triton; each has its piece of shared memory."
+        16,
+        ge=1,
+        le=256,
+        description="Requests to a Triton that are awaited at once; each has its piece of shared memory.",
     )
     slot_frames: int = Field(
         8, ge=1, le=50, description="Most frames in one request to Triton, and the size of a slot."

@@ -1,6 +1,6 @@
 """The connection to one Triton: requests go out, answers come in, and what goes wrong comes as our errors.
 
-With `line`, on which it speaks, and `control` and `inference`, which speak through it, the only importer of
+With `channel`, on which it speaks, and `control` and `inference`, which speak through it, the only importer of
 tritonclient.
 """
 
@@ -25,15 +25,15 @@ from ..errors import (
     TenantBroken,
     TritonUnavailable,
 )
-from .line import Answer, Client, Left, Line
+from .channel import Abandoned, Answer, Channel, Client
 
 KEY_HEADER = "triton-grpc-protocol-lipsync-key"
 _FADE = 0.98
 """What each answer leaves of the slowest one before it."""
-UNASKED_S = 600.0
-"""How long Triton may still take to answer an inference that nobody waits for any more, before it is cancelled."""
-FAREWELL_S = 1.0
+FAREWELL_S = 3.0
 """How long a connection that is to end still waits for what Triton owes it."""
+_UNAWAITED_S = 60.0
+"""How much longer than its caller waits for it an inference may take, before it is cancelled."""
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -66,6 +66,10 @@ class KeyRefused(LipsyncError):
 
 class NoAnswer(DeadlinePassed):
     """The wait for Triton's answer ended; whether it still works on the request is not known."""
+
+
+_REFUSALS = (TritonUnavailable, ModelNotLoaded, Overloaded, KeyRefused)
+"""What says nothing of inference."""
 
 
 def translate(error: InferenceServerException) -> LipsyncError:
@@ -133,10 +137,12 @@ class _Key(InferenceServerClientPlugin):  # type: ignore[misc]
 class Connection:
     """One Triton server, by its address host:port."""
 
-    def __init__(self, endpoint: str, key: str | None = None) -> None:
-        """key: what Triton asks for where it restricts a protocol."""
+    def __init__(self, endpoint: str, key: str | None = None, most_owed: int = 64) -> None:
+        """key: what Triton asks for where it restricts a protocol. most_owed: inferences without an answer, those that
+        nobody waits for any more among them."""
         self.endpoint = endpoint
         self._key = key
+        self._most_owed = most_owed
         self.answers = 0
         """How many requests were answered, however."""
         self.inferred = 0
@@ -148,28 +154,33 @@ class Connection:
         """Whether an inference was given up since the last that was answered."""
         self._answered_s = 0.0
         """When an inference was answered last, or asked for where none was under way."""
-        self._line = self._connect()
+        self._channel = self._connect()
         self._hangs = False
-        self._old: dict[Line, asyncio.Task[None]] = {}
-        """Lines that were left, each with the task that closes it."""
+        self._abandoned: dict[Channel, asyncio.Task[None]] = {}
+        """Channels on which an answer may still be owed, each with the task that then closes it."""
 
-    def _connect(self) -> Line:
+    def _connect(self) -> Channel:
         client = aio.InferenceServerClient(self.endpoint, channel_args=_CHANNEL)
         if self._key is not None:
             client.register_plugin(_Key(self._key))
-        return Line(client)
+        return Channel(client)
+
+    async def settle(self) -> None:
+        """Waits a moment for what Triton owes, unless it hangs."""
+        if not self._hangs:
+            await asyncio.gather(*(channel.settle(FAREWELL_S) for channel in (self._channel, *self._abandoned)))
 
     async def close(self) -> None:
-        """Ends the connection, and what is under way on it. Inferences get a moment to end by themselves."""
-        old = dict(self._old)
-        for closing in old.values():
+        """Cancels what is under way, and ends the connection."""
+        channels = [self._channel, *self._abandoned]
+        for closing in self._abandoned.values():
             closing.cancel()
-        await asyncio.gather(*(line.close(FAREWELL_S) for line in (self._line, *old)))
+        await asyncio.gather(*(channel.close() for channel in channels))
 
     async def ask(self, request: Callable[[Client], Awaitable[Answer]]) -> Answer:
         """What Triton answers to anything but an inference. Raises what `translate` makes of its error, and GivenUp."""
         self._require_answers()
-        return await self._counted(self._line.ask(request))
+        return await self._answer_to(self._channel.ask(request))
 
     async def infer(
         self,
@@ -182,18 +193,21 @@ class Connection:
     ) -> InferResult:
         """An inference, whose answer is awaited for so long; Triton makes it also where nobody waits any more.
 
-        measured: whether it says how long inferences take. Raises what `ask` raises, and NoAnswer.
+        measured: whether it says how long inferences take. Raises what `ask` raises, NoAnswer, and Overloaded where
+        Triton owes too many answers.
         """
         self._require_answers()
-        request = partial(_infer, model, inputs, outputs, headers, wait_s + UNASKED_S)
+        if self._channel.owed + sum(channel.owed for channel in self._abandoned) >= self._most_owed:
+            raise Overloaded("Triton owes too many answers", retry_after_s=1)
+        request = partial(_infer, model, inputs, outputs, headers, wait_s + _UNAWAITED_S)
         begin_s = time.monotonic()
         if not self._inferring and not self._unanswered:
             self._answered_s = begin_s
         self._inferring += 1
         answered = True
         try:
-            return await self._counted(self._line.infer(request, wait_s))
-        except (TritonUnavailable, ModelNotLoaded, Overloaded, KeyRefused) as error:
+            return await self._answer_to(self._channel.infer(request, wait_s, self._take_late))
+        except _REFUSALS as error:
             answered = False
             self._unanswered |= isinstance(error, GivenUp)
             raise
@@ -217,7 +231,7 @@ class Connection:
         """Whether Triton takes requests. Raises TritonUnavailable, and NoAnswer after `wait_s`."""
         # Not ServerReady: by Triton's default it says no while any model is loaded or unloaded, and for as long as one
         # that failed to load is in its index. While Triton 2.51 starts nothing answers, and when it stops both raise.
-        live = await self._counted(self._line.ask(lambda client: client.is_server_live(client_timeout=wait_s)))
+        live = await self._answer_to(self._channel.ask(lambda client: client.is_server_live(client_timeout=wait_s)))
         self._hangs = False
         return bool(live)
 
@@ -229,16 +243,16 @@ class Connection:
 
     def let_go(self) -> None:
         """The requests in flight fail at once, with GivenUp; further ones go out on a new connection."""
-        left, self._line = self._line, self._connect()
-        left.leave()
-        self._old[left] = closing = asyncio.create_task(left.close())
-        closing.add_done_callback(lambda _: self._old.pop(left))
+        abandoned, self._channel = self._channel, self._connect()
+        abandoned.abandon()
+        self._abandoned[abandoned] = closing = asyncio.create_task(_close(abandoned))
+        closing.add_done_callback(lambda _: self._abandoned.pop(abandoned))
 
     def _require_answers(self) -> None:
         if self._hangs:
             raise GivenUp("Triton does not answer", retry_after_s=1)
 
-    async def _counted(self, asked: Coroutine[Any, Any, Answer]) -> Answer:
+    async def _answer_to(self, asked: Coroutine[Any, Any, Answer]) -> Answer:
         """The answer to a request. Raises our errors."""
         try:
             answer = await asked
@@ -247,12 +261,30 @@ class Connection:
             if not isinstance(fault, (NoAnswer, TritonUnavailable)):
                 self.answers += 1
             raise fault from error
-        except Left:
+        except Abandoned:
             raise GivenUp("Triton does not answer", retry_after_s=1) from None
         except asyncio.TimeoutError:
             raise NoAnswer("Triton did not answer in time") from None
         self.answers += 1
         return answer
+
+    def _take_late(self, inference: asyncio.Future[InferResult]) -> None:
+        """An answer that nobody waited for any more shows that Triton works, if not how fast."""
+        if inference.cancelled():
+            return
+        error = inference.exception()
+        if error is None or (
+            isinstance(error, InferenceServerException) and not isinstance(translate(error), (NoAnswer, *_REFUSALS))
+        ):
+            self.answers += 1
+            self.inferred += 1
+            self._unanswered = False
+            self._answered_s = time.monotonic()
+
+
+async def _close(channel: Channel) -> None:
+    await channel.settle()
+    await channel.close()
 
 
 async def _infer(

@@ -16,9 +16,11 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from ..errors import InferenceFailed, LipsyncError, TenantBroken
 from ..residency.models import OutOfMemory, Use
 from ..settings import TritonSettings
+from .channel import Answer, Client
 from .connection import Connection, ModelNotLoaded, NoAnswer, Unresponsive, read_key
-from .line import Answer, Client
 
+MOST_OWED = 6
+"""Inferences that Triton may owe an answer, for each slot: what a model that hangs piles up stays below."""
 _IN_MEMORY = {"READY", "LOADING", "UNLOADING"}
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|cannot allocate memory|STATUS_ALLOC_FAILED|std::bad_alloc|MemoryError:"
@@ -36,12 +38,13 @@ class Control:
 
     def __init__(self, settings: TritonSettings, endpoint: str, repository: Path | None = None) -> None:
         """repository: where the models' config.pbtxt are, for loads that name a GPU."""
+        key = read_key(settings.key_file) if settings.key_file else None
         self.endpoint = endpoint
         self.inferences = 0
         """How many were answered as they should be."""
         self._settings = settings
         self._repository = repository
-        self._connection = Connection(endpoint, read_key(settings.key_file) if settings.key_file else None)
+        self._connection = Connection(endpoint, key, MOST_OWED * settings.slots)
 
     @property
     def inferred(self) -> int:

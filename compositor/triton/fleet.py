@@ -130,12 +130,12 @@ class Fleet:
         """The answer to a request to a model, which stays loaded meanwhile.
 
         The model is loaded first if need be, within `loading()`. The request may be made several times, and is no
-        longer under way when this returns or raises. tenant: on whose behalf it is, where the model's name does not
-        say it: an audio encoder is asked, and loaded, where those are who need it. Raises what the request and a load
-        raise, Overloaded where no server has room, and TritonUnavailable where none could be reached for
-        `triton.restart_wait_s`; while there is another to ask, that time does not count. A server that went down less
-        than that ago is waited for, too, where all others are full. What failed as it would at a broken server is made
-        once more at another that has the model or room for it (`opinions`).
+        longer awaited when this returns or raises; Triton may still be at one whose caller is gone. tenant: on whose
+        behalf it is, where the model's name does not say it: an audio encoder is asked, and loaded, where those are who
+        need it. Raises what the request and a load raise, Overloaded where no server has room, and TritonUnavailable
+        where none could be reached for `triton.restart_wait_s`; while there is another to ask, that time does not
+        count. A server that went down less than that ago is waited for, too, where all others are full. What failed as
+        it would at a broken server is made once more at another that has the model or room for it (`opinions`).
         """
         tenant = tenant or tenant_of(model)
         search = _Search(self._placement, self._restart_wait_s, tenant, model, deadline)
@@ -255,9 +255,12 @@ class Fleet:
 
     async def close(self) -> None:
         """Ends loads and requests that are under way, and the connections."""
-        for endpoint in self._endpoints:
-            await endpoint.residency.close()
-            await endpoint.triton.close()
+        await asyncio.gather(*(_close(endpoint) for endpoint in self._endpoints))
+
+
+async def _close(endpoint: Endpoint) -> None:
+    await endpoint.residency.close()
+    await endpoint.triton.close()
 
 
 async def _drop(tenant: str, endpoint: Endpoint) -> None:

@@ -26,9 +26,9 @@ from ..errors import DeadlinePassed, InferenceFailed, InvalidInput, LipsyncError
 from ..features import ENCODER_BATCH
 from ..settings import TritonSettings
 from ..tracing import headers_onwards
+from .channel import Answer, Client
 from .connection import GivenUp, NoAnswer
 from .control import Control
-from .line import Answer, Client
 from .shared_memory import Region, is_left_behind, sweep_locks
 from .slots import Lease, Slots
 
@@ -72,10 +72,12 @@ class Triton(Control):
         return self._connection.answers
 
     async def close(self) -> None:
-        """Ends the requests in flight and the connection."""
+        """Ends the connection; requests in flight fail, and Triton gets a moment to answer them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # As long as it has one that names a region it does not end that.
+        await self._connection.settle()
         await asyncio.gather(*(self._unregister(region.name) for region in self._slots.mapped))
         self._slots.forget()
         await self._connection.close()
@@ -141,8 +143,8 @@ class Triton(Control):
     async def _outlived(
         self, request: Coroutine[Any, Any, Answer], deadline: Deadline, unwanted: Callable[[Answer], None]
     ) -> Answer:
-        """What a request comes to by the deadline. Without its caller it goes on, for Triton goes on with it, and so
-        does its lease, until what it comes to is `unwanted`."""
+        """What a request comes to by the deadline. Without its caller it goes on, and keeps its lease, for
+        `triton.timeout_s`: Triton goes on with it, too. What it comes to then is `unwanted`."""
         task = asyncio.create_task(request)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -153,6 +155,8 @@ class Triton(Control):
                 raise DeadlinePassed("Triton did not answer in time")
         except BaseException:
             task.add_done_callback(partial(_throw_away, unwanted))
+            end = asyncio.get_running_loop().call_later(self._settings.timeout_s, task.cancel)
+            task.add_done_callback(lambda _: end.cancel())
             raise
         return task.result()
 
@@ -278,7 +282,7 @@ class Triton(Control):
         outputs: list[wire.InferRequestedOutput],
         deadline: Deadline,
     ) -> wire.InferResult:
-        """One request, whose answer is awaited beyond the deadline, to know that what it takes is free again."""
+        """One request, whose answer is awaited beyond the deadline, to know that its slot is free again."""
         wait_s = max(deadline.at_s - time.monotonic(), 0) + self._settings.timeout_s
         return await self._connection.infer(model, inputs, outputs, wait_s, headers_onwards())
 

@@ -1,4 +1,4 @@
-"""How many requests are in flight to Triton, and which piece of shared memory each has for its answer.
+"""How many requests to Triton are awaited, and which piece of shared memory each has for its answer.
 
 A slot is used again only after Triton answered the request that names it. One whose answer never came is in doubt and
 stays out of use, for good: when a region runs out of slots through doubt, or Triton was restarted, a new one takes its

@@ -50,7 +50,7 @@ LAYERS = [
         "sessions.speech",
         "triton.shared_memory",
         "triton.slots",
-        "triton.line",
+        "triton.channel",
         "triton.connection",
         "triton.control",
         "triton.inference",
@@ -89,7 +89,7 @@ PURE = [
     "transports.wire",
 ]
 OWNERS = {
-    "tritonclient": {"triton.line", "triton.connection", "triton.control", "triton.inference"},
+    "tritonclient": {"triton.channel", "triton.connection", "triton.control", "triton.inference"},
     "turbojpeg": {"jpeg"},
     "av": {"video"},
     "prometheus_client": {"metrics"},

@@ -22,10 +22,10 @@ from tritonclient.grpc import model_config_pb2
 from compositor.deadline import Deadline
 from compositor.errors import InferenceFailed, Overloaded, TenantBroken
 from compositor.settings import TritonSettings
+from compositor.triton.channel import Client
 from compositor.triton.connection import KeyRefused, ModelNotLoaded
 from compositor.triton.control import config_on
 from compositor.triton.inference import Triton
-from compositor.triton.line import Client
 from lipsync.triton_install import TritonHome
 from lipsync.tritonserver import EmbeddedTriton
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipsync.triton_processes import end_session, ending, reap, region_prefix, sweep_orphans, sweep_regions
+from lipsync.triton_processes import end_session, how_it_ended, reap, region_prefix, sweep_orphans, sweep_regions
 
 POLL_S = 0.25
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
@@ -103,8 +103,8 @@ class Keeper:
                     _emit(event="failed", tail=log_tail(Path(self.spec.log_path), self.log_offset))
                     return 1
                 restarts += 1
-                ending_words = self.ending or f"was not ready within {self.spec.start_timeout_s:g} s"
-                _emit(event="down", ending=ending_words, tail=log_tail(Path(self.spec.log_path), self.log_offset))
+                ending = self.ending or f"was not ready within {self.spec.start_timeout_s:g} s"
+                _emit(event="down", ending=ending, tail=log_tail(Path(self.spec.log_path), self.log_offset))
                 steady = time.monotonic() - started_at > STEADY_S
                 backoff_s = FIRST_BACKOFF_S if steady else min(2 * backoff_s, MAX_BACKOFF_S)
                 self._pause(backoff_s)
@@ -210,7 +210,7 @@ class Keeper:
         if sys.stdin in readable or os.getppid() != self.owner_pid:
             self._stopping = True
         if (exit_code := reap().get(self.server_pid)) is not None:
-            self.server_pid, self.ending = 0, ending(exit_code)
+            self.server_pid, self.ending = 0, how_it_ended(exit_code)
         return self.server_pid != 0 and not self._stopping
 
     def _pause(self, wait_s: float) -> None:

@@ -136,7 +136,7 @@ def reap() -> dict[int, int]:
     return ended
 
 
-def ending(exit_code: int) -> str:
+def how_it_ended(exit_code: int) -> str:
     """How a process ended, in words."""
     if exit_code >= 0:
         return f"exited with status {exit_code}"

@@ -31,7 +31,7 @@ __all__ = ["EmbeddedTriton", "TritonHome", "default_home", "install"]
 # Docker's /dev/shm of 64 MB holds 15 such.
 SHM_DEFAULT_BYTES = 4 * 1024 * 1024
 SHM_GROWTH_BYTES = 4 * 1024 * 1024
-# With models loaded it takes 2.5 s; who kills it before leaves a folder of its Python backend in /tmp.
+# Triton takes 2.5 s to stop with models loaded; killed before, it leaves a folder of its Python backend in /tmp.
 STOP_GRACE_S = 5.0
 _PORT_TRIES = 5
 _KEEPER = "import sys; sys.path.append(sys.argv[1]); from lipsync.triton_keeper import main; sys.exit(main())"

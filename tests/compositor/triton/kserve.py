@@ -33,6 +33,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         """Names of the calls that went on from where they are held back, "to be answered", or ended there,
         "cancelled"."""
         self.loaded: dict[str, int] = {}
+        self.given_s: list[float] = []
+        """How long each inference may take by its gRPC deadline."""
         self.seen: Callable[[dict[str, str]], None] = lambda headers: None
         """Is told of the headers of each inference."""
         self.refusal: tuple[grpc.StatusCode, str] | None = None
@@ -92,6 +94,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
         self.seen(dict(context.invocation_metadata()))
+        self.given_s.append(context.time_remaining())
         await self._turn("infer")
         if self.refusal:
             await context.abort(*self.refusal)

@@ -19,6 +19,7 @@ from compositor.errors import (
     TenantBroken,
     TritonUnavailable,
 )
+from compositor.triton.channel import Client
 from compositor.triton.connection import (
     Connection,
     GivenUp,
@@ -30,7 +31,6 @@ from compositor.triton.connection import (
     read_key,
     translate,
 )
-from compositor.triton.line import Client
 
 from .kserve import Kserve, Tensors, serving
 
@@ -184,20 +184,22 @@ async def test_a_server_is_silent_from_when_it_owes_an_answer(
     kserve.go.set()
     await second
     assert connection.silent_s() == 0
-    assert (connection.inferred, connection.slowest_s) == (1, 3)
+    await connection.settle()
+    assert (connection.inferred, connection.slowest_s) == (2, 3)
 
 
 async def test_who_got_no_answer_is_owed_one_until_another_comes(
     connection: Connection, kserve: Kserve, clock: Clock
 ) -> None:
-    kserve.go.clear()
+    kserve.deaf.add("infer")
     with pytest.raises(NoAnswer):
         await connection.infer("m", [], [], 0.05)
+    assert await kserve.requests.get() == "infer"
     clock.now_s += 7
     assert connection.silent_s() == 7
-    kserve.go.set()
     assert await connection.ping(30)
     assert connection.silent_s() == 7
+    kserve.deaf.clear()
     await connection.infer("m", [], [], 30)
     assert connection.silent_s() == 0
 
@@ -316,7 +318,7 @@ async def test_closing_cancels_what_is_under_way(kserve: Kserve) -> None:
         await asking
 
 
-async def test_an_inference_that_nobody_waits_for_any_more_is_made_all_the_same(
+async def test_triton_goes_on_with_an_inference_that_nobody_waits_for_any_more(
     connection: Connection, kserve: Kserve
 ) -> None:
     kserve.go.clear()
@@ -325,29 +327,83 @@ async def test_an_inference_that_nobody_waits_for_any_more_is_made_all_the_same(
     with pytest.raises(NoAnswer):
         await connection.infer("m", [], [], 0.05)
     assert await kserve.requests.get() == "infer"
+    assert min(kserve.given_s) > 30
     connection.give_up()
     kserve.go.set()
     for _ in range(2):
         assert await kserve.ends.get() == ("infer", "to be answered")
-    assert await connection.ping(30)
+    assert await connection.ping(60)
 
 
-async def test_a_farewell_waits_a_moment_for_what_is_owed(
-    connection: Connection, kserve: Kserve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the present line, and on one that was left."""
+async def test_late_answers_show_that_it_works(connection: Connection, kserve: Kserve, clock: Clock) -> None:
     kserve.go.clear()
-    for _ in range(2):
-        asking = await begun(connection, kserve)
+    with pytest.raises(NoAnswer):
+        await connection.infer("m", [], [], 0.05)
+    assert await kserve.requests.get() == "infer"
+    clock.now_s += 7
+    assert (connection.answers, connection.inferred, connection.silent_s()) == (0, 0, 7)
+    kserve.go.set()
+    await connection.settle()
+    assert (connection.answers, connection.inferred, connection.silent_s()) == (1, 1, 0)
+    assert connection.slowest_s == 0
+
+
+async def test_late_refusals_do_not(connection: Connection, kserve: Kserve, clock: Clock) -> None:
+    kserve.go.clear()
+    kserve.refusal = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+    with pytest.raises(NoAnswer):
+        await connection.infer("m", [], [], 0.05)
+    clock.now_s += 7
+    kserve.go.set()
+    await connection.settle()
+    assert (connection.answers, connection.inferred, connection.silent_s()) == (0, 0, 7)
+
+
+async def test_it_owes_no_more_than_so_many(kserve: Kserve) -> None:
+    connection = Connection(kserve.endpoint, most_owed=3)
+    kserve.go.clear()
+    for number in range(3):
+        (await begun(connection, kserve)).cancel()
+        if number == 1:
+            connection.let_go()  # what is owed on the channel before counts, too
+    with pytest.raises(Overloaded, match="owes too many answers"):
+        await connection.infer("m", [], [], 30)
+    kserve.go.set()
+    await connection.settle()
+    await connection.infer("m", [], [], 30)
+    await connection.close()
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+async def test_a_farewell_waits_a_moment_for_what_is_owed(
+    connection: Connection, kserve: Kserve, monkeypatch: pytest.MonkeyPatch, abandoned: bool
+) -> None:
+    kserve.go.clear()
+    (await begun(connection, kserve)).cancel()
+    if abandoned:
         connection.let_go()
-        with pytest.raises(GivenUp):
-            await asking
-    monkeypatch.setattr("compositor.triton.connection.FAREWELL_S", 30)
-    farewell = asyncio.create_task(connection.close())
-    await asyncio.sleep(0)
+    monkeypatch.setattr("compositor.triton.connection.FAREWELL_S", 0.01)
+    await connection.settle()
+    monkeypatch.setattr("compositor.triton.connection.FAREWELL_S", 60)
+    farewell = asyncio.create_task(connection.settle())
+    await asyncio.wait((farewell,), timeout=0.05)
+    assert not farewell.done()
     kserve.go.set()
     await farewell
-    assert kserve.loaded["m"] == 2
+    assert await kserve.ends.get() == ("infer", "to be answered")
+    assert kserve.loaded["m"] == 1
+
+
+async def test_and_not_where_triton_hangs(
+    connection: Connection, kserve: Kserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compositor.triton.connection.FAREWELL_S", 600)
+    kserve.go.clear()
+    (await begun(connection, kserve)).cancel()
+    connection.give_up()
+    await asyncio.wait_for(connection.settle(), 60)
+    await connection.close()
+    assert await kserve.ends.get() == ("infer", "cancelled")
 
 
 async def test_nobody_there_is_unavailable() -> None:

@@ -45,6 +45,7 @@ class Wire:
         self.regions: list[str] = []
         self.known = set[str]()
         self.in_use = set[str]()
+        self.asked = asyncio.Queue[None]()
         self.go = asyncio.Event()
         self.go.set()
 
@@ -64,6 +65,7 @@ class Wire:
         self.known.remove(name)
 
     async def infer(self, *_: object, **__: object) -> Answer:
+        self.asked.put_nowait(None)
         await self.go.wait()
         answer = next(self._answers)
         if isinstance(answer, InferenceServerException):
@@ -128,6 +130,30 @@ async def test_so_does_one_that_waits_for_tensors(monkeypatch: pytest.MonkeyPatc
         await triton.embeddings("e", windows, Deadline.after(0.02))
     wire.go.set()
     await triton.embeddings("e", windows, Deadline.after(60))
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+async def test_a_caller_that_is_gone_takes_its_turn_from_others_only_so_long(
+    monkeypatch: pytest.MonkeyPatch, tensors: bool
+) -> None:
+    """However much later its deadline is."""
+    wire = Wire()
+    triton = triton_with(monkeypatch, wire, slots=1, timeout_s=0.05)
+    wire.go.clear()
+    windows, deadline = np.zeros((1, 1, 80, 16), np.float32), Deadline.after(600)
+
+    async def ask() -> None:
+        if tensors:
+            await triton.embeddings("e", windows, deadline)
+        else:
+            await triton.mouths("t", FRAMES, AUDIO, deadline)
+
+    for _ in range(5):
+        asking = asyncio.create_task(ask())
+        await wire.asked.get()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
 
 
 LOST = InferenceServerException("Unable to find shared memory region: 'x'", "StatusCode.INVALID_ARGUMENT")
@@ -283,6 +309,27 @@ async def test_its_regions_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     (await triton.mouths("t", FRAMES, AUDIO, Deadline.after(60))).release()
     assert wire.known == set(wire.regions)
     await triton.close()
+    assert not wire.known
+
+
+async def test_they_end_after_what_triton_still_writes_into_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(Wire):
+        async def infer(self, *_: object, **__: object) -> Answer:
+            self.in_use = set(self.known)
+            answer = await super().infer()
+            self.in_use.clear()
+            return answer
+
+    wire = Busy(GOOD)
+    triton = triton_with(monkeypatch, wire)
+    wire.go.clear()
+    asking = asyncio.create_task(triton.mouths("t", FRAMES, AUDIO, Deadline.after(60)))
+    await wire.asked.get()
+    asking.cancel()
+    closing = asyncio.create_task(triton.close())
+    await asyncio.wait((closing,), timeout=0.05)
+    wire.go.set()
+    await closing
     assert not wire.known
 
 
