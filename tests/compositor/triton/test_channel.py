@@ -14,13 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from compositor.triton.channel import Abandoned, Channel, Client
 
-from .kserve import Kserve, serving
-
-
-@pytest.fixture
-async def kserve() -> AsyncIterator[Kserve]:
-    async with serving() as kserve:
-        yield kserve
+from .kserve import Kserve
 
 
 @pytest.fixture

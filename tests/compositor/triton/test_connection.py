@@ -32,7 +32,7 @@ from compositor.triton.connection import (
     translate,
 )
 
-from .kserve import Kserve, Tensors, serving
+from .kserve import Kserve, Tensors
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,6 @@ def test_a_key_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | Non
         (tmp_path / "key").write_bytes(content)
     with pytest.raises(SettingsInvalid, match=f"triton.key_file: {tmp_path}/key .*{words}"):
         read_key(tmp_path / "key")
-
-
-@pytest.fixture
-async def kserve() -> AsyncIterator[Kserve]:
-    async with serving() as kserve:
-        yield kserve
 
 
 @pytest.fixture
