@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,11 +35,11 @@ from compositor.settings import Settings
 from compositor.threads import keep_libraries_single_threaded
 from compositor.triton.fleet import open_fleet
 
-from .clocks import process_clock
 from .service import following, pin, stop
+from .turns import cpu_s, pause, until
 
 Way: TypeAlias = Literal["composite", "generate"]
-_LONGEST_WAIT_S = 60.0
+_LONGEST_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _speech(frames: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 async def take(side: Side, turn: Turn) -> Yield:
     """One turn: the calls begin, and once each has given something the time runs, to the next frame at least."""
-    came, over = [0] * turn.calls, asyncio.Event()
+    came, over, nothing = [0] * turn.calls, asyncio.Event(), f"no frame came of {turn.tenant}"
     call = side.composite if turn.way == "composite" else side.generate
 
     async def caller(number: int) -> None:
@@ -157,37 +157,17 @@ async def take(side: Side, turn: Turn) -> Yield:
 
     tasks = [asyncio.create_task(caller(number)) for number in range(turn.calls)]
     try:
-        await _until(tasks, lambda: all(came), turn.tenant)
-        before, frames, begin = _cpu_s(turn.watched), sum(came), time.perf_counter()
-        await _pause(tasks, turn.seconds)
-        await _until(tasks, lambda: sum(came) > frames, turn.tenant)
-        wall_s, after = time.perf_counter() - begin, _cpu_s(turn.watched)
+        await until(tasks, lambda: all(came), _LONGEST_S, nothing)
+        before, frames, begin = cpu_s(turn.watched, "caller"), sum(came), time.perf_counter()
+        await pause(tasks, turn.seconds)
+        await until(tasks, lambda: sum(came) > frames, _LONGEST_S, nothing)
+        wall_s, after = time.perf_counter() - begin, cpu_s(turn.watched, "caller")
         return Yield(sum(came) - frames, wall_s, {name: after[name] - before[name] for name in after})
     finally:
         over.set()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _until(tasks: list[asyncio.Task[None]], reached: Callable[[], bool], tenant: str) -> None:
-    give_up = time.perf_counter() + _LONGEST_WAIT_S
-    while not reached():
-        await _pause(tasks, 0.01)
-        if time.perf_counter() > give_up:
-            raise LipsyncError(f"no frame came of {tenant} within {_LONGEST_WAIT_S:.0f} s")
-
-
-async def _pause(tasks: list[asyncio.Task[None]], seconds: float) -> None:
-    """Lets the callers work; raises what one of them raises."""
-    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        await task
-
-
-def _cpu_s(watched: Mapping[str, Iterable[int]]) -> dict[str, float]:
-    spent = {name: sum(time.clock_gettime(process_clock(pid)) for pid in pids) for name, pids in watched.items()}
-    return {**spent, "caller": time.process_time()}
 
 
 @contextlib.asynccontextmanager

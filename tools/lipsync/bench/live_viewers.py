@@ -27,8 +27,8 @@ from compositor.sessions.events import SAMPLE_RATE_DEFAULT
 from lipsync.sentences import HELLO
 
 from .child import Child, announce
-from .clocks import process_clock
 from .live_wires import Grpc, Message, Picture, PictureMode, Way, WebSocket, Wire
+from .turns import cpu_s, pause, until
 
 RATE = SAMPLE_RATE_DEFAULT
 CHUNK_S = 0.02
@@ -188,16 +188,18 @@ async def take(wire: Wire, turn: Turn) -> Seen:
         viewers.append(Viewer(wire, tenant, turn.picture, said, turn.settle_s * number / count))
     tasks = [asyncio.create_task(viewer.watch()) for viewer in viewers]
     try:
-        await _until(tasks, lambda: all(viewer.moved_s for viewer in viewers), "no mouth moved")
-        await _pause(tasks, turn.settle_s)
-        before, begin_s = _cpu_s(turn.watched), time.perf_counter()
-        await _pause(tasks, turn.seconds)
-        await _until(tasks, lambda: all(viewer.seen_s >= begin_s for viewer in viewers), "no picture came")
-        after, end_s = _cpu_s(turn.watched), time.perf_counter()
+        await until(tasks, lambda: all(viewer.moved_s for viewer in viewers), _LONGEST_S, "no mouth moved")
+        await pause(tasks, turn.settle_s)
+        before, begin_s = cpu_s(turn.watched, "clients"), time.perf_counter()
+        await pause(tasks, turn.seconds)
+        await until(tasks, lambda: all(viewer.seen_s >= begin_s for viewer in viewers), _LONGEST_S, "no picture came")
+        after, end_s = cpu_s(turn.watched, "clients"), time.perf_counter()
         for viewer in viewers:
-            await _pause(tasks, 0.01)
+            await pause(tasks, 0.01)
             viewer.interrupt()
-        await _until(tasks, lambda: all(viewer.answered_s for viewer in viewers), "no interruption was answered")
+        await until(
+            tasks, lambda: all(viewer.answered_s for viewer in viewers), _LONGEST_S, "no interruption was answered"
+        )
     finally:
         for task in tasks:
             task.cancel()
@@ -219,26 +221,6 @@ def seen(viewers: Sequence[Viewer], begin_s: float, end_s: float, cpu_s: Mapping
         [1000 * (at_s - viewer.interrupted_s) for viewer in viewers if (at_s := viewer.answered_s)],
         max(viewer.outdated for viewer in viewers),
     )
-
-
-async def _until(tasks: list[asyncio.Task[None]], reached: Callable[[], bool], otherwise: str) -> None:
-    give_up_s = time.perf_counter() + _LONGEST_S
-    while not reached():
-        await _pause(tasks, 0.02)
-        if time.perf_counter() > give_up_s:
-            raise LipsyncError(f"{otherwise} within {_LONGEST_S:.0f} s")
-
-
-async def _pause(tasks: list[asyncio.Task[None]], seconds: float) -> None:
-    """Lets the viewers watch; raises what one of them raises."""
-    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        await task
-
-
-def _cpu_s(watched: Mapping[str, Iterable[int]]) -> dict[str, float]:
-    spent = {name: sum(time.clock_gettime(process_clock(pid)) for pid in pids) for name, pids in watched.items()}
-    return {**spent, "clients": time.process_time()}
 
 
 async def _serve(grpc_address: str, http_address: str) -> None:
